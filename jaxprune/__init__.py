@@ -1,0 +1,44 @@
+"""jaxprune: functional pruning for JAX.
+
+``score -> allocate -> mask -> train``: four stages, each a pure function of pytrees.
+"""
+
+from jaxprune import measures as measures
+from jaxprune._allocation import erk as erk
+from jaxprune._flow import Flow as Flow
+from jaxprune._flow import FlowRates as FlowRates
+from jaxprune._flow import flow_rates as flow_rates
+from jaxprune._flow import gradient_flow as gradient_flow
+from jaxprune._flow import mean_flow as mean_flow
+from jaxprune._iterative import force_mask as force_mask
+from jaxprune._iterative import iterative_mask as iterative_mask
+from jaxprune._masks import apply_mask as apply_mask
+from jaxprune._masks import global_mask as global_mask
+from jaxprune._masks import layerwise_mask as layerwise_mask
+from jaxprune._masks import n_m_mask as n_m_mask
+from jaxprune._prunable import by_path as by_path
+from jaxprune._prunable import divisible_by as divisible_by
+from jaxprune._prunable import matrices as matrices
+from jaxprune._schedules import exponential_schedule as exponential_schedule
+from jaxprune._schedules import hyperbolic_schedule as hyperbolic_schedule
+from jaxprune._scores import biased_loss as biased_loss
+from jaxprune._scores import drive as drive
+from jaxprune._scores import fisher as fisher
+from jaxprune._scores import gradient_preservation as gradient_preservation
+from jaxprune._scores import grasp as grasp
+from jaxprune._scores import magnitude as magnitude
+from jaxprune._scores import random as random
+from jaxprune._scores import snip as snip
+from jaxprune._scores import synflow as synflow
+from jaxprune._state import get_mask as get_mask
+from jaxprune._state import set_mask as set_mask
+from jaxprune._summary import Summary as Summary
+from jaxprune._summary import sparsity as sparsity
+from jaxprune._summary import summary as summary
+from jaxprune._transforms import SparseState as SparseState
+from jaxprune._transforms import SparseWrapperState as SparseWrapperState
+from jaxprune._transforms import gradual as gradual
+from jaxprune._transforms import keep_sparse as keep_sparse
+from jaxprune._transforms import sparse as sparse
+
+__version__ = "0.1.0"

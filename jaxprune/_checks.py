@@ -1,0 +1,175 @@
+"""Checks at trace time, with errors in the user's words.
+
+Everything here reads structures, shapes, dtypes and Python numbers only, so it costs
+nothing in a compiled program. Values are read in one place, `check_no_nans`, and only
+when they are at hand.
+"""
+
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+_SHOWN = 3  # How many offending leaves a message lists.
+
+
+def path_str(path: tuple[Any, ...]) -> str:
+    """Writes a leaf's path as ``layers/0/kernel``, or ``(root)`` for a bare array."""
+    return jax.tree_util.keystr(path, simple=True, separator="/") or "(root)"
+
+
+def leaf_paths(tree: Any) -> list[str]:
+    """Lists the paths of a tree's leaves, in leaf order."""
+    return [path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def is_concrete(tree: Any) -> bool:
+    """Tells whether every leaf is an array whose values can be read now."""
+    leaves = jax.tree.leaves(tree)
+    return all(
+        isinstance(leaf, np.ndarray | np.generic)
+        or (isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer))
+        for leaf in leaves
+    )
+
+
+def is_floating(leaf: Any) -> bool:
+    """Tells whether a leaf is an array of real floating-point numbers."""
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+
+
+def check_floating(tree: Any, name: str) -> None:
+    """Raises unless ``tree`` has leaves and all of them are floating-point arrays."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not leaves:
+        raise ValueError(
+            f"{name} has no leaves. Pass a pytree of floating-point arrays, such as "
+            "nnx.state(model, nnx.Param) or variables['params']."
+        )
+    for path, leaf in leaves:
+        if not is_floating(leaf):
+            kind = getattr(leaf, "dtype", type(leaf).__name__)
+            raise TypeError(
+                f"{name}: the leaf {path_str(path)} is {kind}, not floating point. "
+                "Pass only the weights: split integers, keys and functions off first "
+                "(nnx.split(model, nnx.Param, ...), equinox.partition(model, "
+                "equinox.is_inexact_array))."
+            )
+
+
+def check_like(tree: Any, reference: Any, name: str, reference_name: str) -> None:
+    """Raises unless two trees agree in structure and in every leaf's shape."""
+    structure, expected = jax.tree.structure(tree), jax.tree.structure(reference)
+    if structure != expected:
+        ours, theirs = set(leaf_paths(tree)), set(leaf_paths(reference))
+        missing, extra = sorted(theirs - ours), sorted(ours - theirs)
+        details = (
+            [f"it lacks {_some(missing)}"] * bool(missing)
+            + [f"it has {_some(extra)} besides"] * bool(extra)
+        ) or [f"it is {structure}, but should be {expected}"]
+        raise ValueError(
+            f"{name} must have the tree structure of {reference_name}: "
+            f"{' and '.join(details)}."
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    for (path, leaf), other in zip(leaves, jax.tree.leaves(reference), strict=True):
+        if np.shape(leaf) != np.shape(other):
+            raise ValueError(
+                f"{name} must have the shapes of {reference_name}: the leaf "
+                f"{path_str(path)} is {np.shape(leaf)}, but should be "
+                f"{np.shape(other)}."
+            )
+
+
+def check_mask(mask: Any, params: Any, name: str = "mask") -> None:
+    """Raises unless ``mask`` is a tree of bool with the shapes of ``params``."""
+    check_like(mask, params, name, "params")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(mask):
+        dtype = getattr(leaf, "dtype", type(leaf).__name__)
+        if dtype != jnp.bool_:
+            raise TypeError(
+                f"{name}: the leaf {path_str(path)} is {dtype}, but a mask is bool, "
+                "True = kept. Write mask.astype(bool) leaf by leaf if non-zero means "
+                "kept."
+            )
+
+
+def check_keeps_something(mask: Any) -> None:
+    """Raises if a mask at hand keeps no weight of any leaf that could be pruned."""
+    leaves = [leaf for leaf in jax.tree.leaves(mask) if np.size(leaf)]
+    leaves = [leaf for leaf in leaves if np.ndim(leaf) >= 2] or leaves
+    if leaves and is_concrete(leaves) and not any(bool(jnp.any(m)) for m in leaves):
+        raise ValueError(
+            "The mask keeps no weight of any prunable leaf. True means kept: if True "
+            "means pruned in yours, pass jax.tree.map(jnp.logical_not, mask)."
+        )
+
+
+def is_python_number(value: Any) -> bool:
+    """Tells whether a number is known while tracing: Python's or NumPy's scalar."""
+    return isinstance(value, numbers.Real | np.generic) and not isinstance(value, bool)
+
+
+def check_sparsity(value: Any, name: str = "sparsity") -> None:
+    """Raises unless ``value`` is a scalar, and in [0, 1) if its value is at hand."""
+    if is_python_number(value):
+        number = float(value)
+    elif isinstance(value, jax.Array | np.ndarray) and value.ndim == 0:
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise TypeError(
+                f"{name} is {value.dtype}; pass the fraction of weights to remove, a "
+                "float in [0, 1)."
+            )
+        number = float(value) if is_concrete(value) else 0.0
+    else:
+        given = np.shape(value) if hasattr(value, "shape") else repr(value)
+        raise TypeError(
+            f"{name} must be a number in [0, 1), the fraction of prunable weights to "
+            f"remove; got {given}."
+        )
+    if not 0 <= number < 1:
+        raise ValueError(
+            f"{name} is the fraction of prunable weights to remove, in [0, 1); got "
+            f"{number}. To remove 90 %, pass 0.9."
+        )
+
+
+def check_count(value: Any, name: str, unit: str, least: int = 1) -> None:
+    """Raises unless a count known while tracing is a whole number >= ``least``."""
+    if isinstance(value, Tracer):
+        return
+    whole = not isinstance(value, bool) and np.ndim(value) == 0
+    if not whole or int(value) != value or value < least:
+        raise ValueError(
+            f"{name} must be a whole number of {unit}, at least {least}; got {value!r}."
+        )
+
+
+def check_no_nans(tree: Any, name: str) -> None:
+    """Raises if a tree whose values are at hand holds a NaN."""
+    leaves = jax.tree.leaves(tree)
+    if not leaves or not is_concrete(leaves):
+        return
+    found = np.asarray(_has_nan(leaves))
+    paths = [p for p, nan in zip(leaf_paths(tree), found, strict=True) if nan]
+    if paths:
+        raise ValueError(
+            f"{name} holds NaN in {_some(paths)}. Look for a loss that overflows or "
+            "divides by zero; to mean 'always keep' or 'remove first', use inf or -inf."
+        )
+
+
+@jax.jit
+def _has_nan(leaves: list[Any]) -> Any:
+    # max hands a NaN on, and reads the leaf without a copy of its size.
+    return jnp.stack([jnp.isnan(jnp.max(x, initial=-jnp.inf)) for x in leaves])
+
+
+def _some(paths: list[str]) -> str:
+    listed = ", ".join(paths[:_SHOWN])
+    rest = len(paths) - _SHOWN
+    return f"{listed} and {rest} more" if rest > 0 else listed

@@ -1,0 +1,371 @@
+"""What a function costs: parameters and FLOPs, dense and under a mask, from its jaxpr.
+
+A small forward interpretation. Every variable of the jaxpr carries a `_Value`: the
+density of the weights that it is made of. Contractions are counted, and weighted by the
+densities of their operands; every other primitive hands densities on, or forgets them.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.interpreters.partial_eval import dce_jaxpr
+
+from jaxprune import _checks
+from jaxprune._summary import check_concrete, kept_counts
+
+
+def cost(fn: Callable[..., Any], params: Any, *inputs: Any, mask: Any = None) -> "Cost":
+    r"""Counts the parameters and the floating-point operations of one call.
+
+    The FLOPs are those of the contractions in the jaxpr of ``fn(params, *inputs)``,
+    matrix products and convolutions wherever they sit, a multiply-add being 2:
+
+    .. math:: F = \sum_c 2 n_c, \qquad F_\text{sparse} = \sum_c 2 n_c \prod_w d_w ,
+
+    with :math:`n_c` the multiply-adds of contraction :math:`c`, and :math:`d_w` the
+    densities (fractions kept) of the weights that it reads.
+
+    *What runs.* ``scan`` counts its length times, ``cond`` its dearest branch (for each
+    of the two numbers), ``shard_map`` every shard, a Pallas kernel every point of its
+    grid. Results that nothing uses are not counted (the loss in ``jax.grad(loss_fn)``),
+    recomputation (``jax.checkpoint``) is. Opaque kernels (``ffi_call``, cuDNN attention,
+    callbacks) count as 0. A convolution counts, per spatial axis, kernel size times the
+    smaller of input and output size: taps on the padding count, as in publications,
+    zeros that dilation inserts do not. So a convolution costs the same as its gradient
+    by the input, and as its gradient by the kernel.
+
+    *Densities* assume that the kept weights are spread evenly over their leaf. They are
+    followed through casts, negation and other functions with f(0) = 0, products,
+    reshapes, transpositions, slices, gathers, concatenations, the stacked weights of a
+    ``scan``, and into every sub-jaxpr. A sum of two weights has at most the sum of their
+    densities. Whatever else is computed from weights counts as dense, and so do
+    activations and cotangents: the gradient by a pruned weight is a dense contraction.
+    If both operands stem from weights (a low-rank product), their densities multiply,
+    as for independent leaves, and the result is dense.
+
+    Args:
+      fn: any traceable function; it is traced, never run.
+      params: the parameters, any pytree of arrays or ``jax.ShapeDtypeStruct``.
+      *inputs: the other arguments, arrays or ``jax.ShapeDtypeStruct``. Close over what
+        is not an array.
+      mask: a concrete tree of bool like ``params``, True = kept; None: all are kept.
+
+    Returns:
+      A `Cost` of Python ints. Without a mask nonzero = params, sparse_flops = flops.
+
+    Raises:
+      TypeError: if a leaf of ``params`` is not an array, or ``mask`` is not bool or has
+        no values.
+      ValueError: if ``mask`` and ``params`` differ in structure or shapes, or if a
+        contraction sits in a ``while_loop`` (or in a kernel with a dynamic grid), as
+        nothing says how often it runs.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxprune as jp
+      >>> def apply_fn(params, x):
+      ...     return jax.nn.relu(x @ params["w"]) @ params["v"]
+      >>> params = {"w": jnp.ones((8, 4)), "v": jnp.ones((4, 2))}
+      >>> mask = {"w": jnp.arange(32).reshape(8, 4) < 8, "v": jnp.ones((4, 2), bool)}
+      >>> jp.cost(apply_fn, params, jax.ShapeDtypeStruct((10, 8), "float32"), mask=mask)
+      Cost(params=40, nonzero=16, flops=800, sparse_flops=320)
+    """
+    sizes = _sizes(params)
+    kept = sizes
+    if mask is not None:
+        _checks.check_mask(mask, params)
+        check_concrete(mask, "cost")
+        kept = kept_counts(mask)
+    closed = jax.make_jaxpr(fn)(params, *inputs)
+    jaxpr, _ = dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals), True)
+    weights = [
+        _Value(Fraction(k, size) if size else Fraction(1), object())
+        for k, size in zip(kept, sizes, strict=True)
+    ]
+    rest = [_DENSE] * (len(jaxpr.invars) - len(weights))
+    work, _ = _walk(jaxpr, [*weights, *rest])
+    return Cost(sum(sizes), sum(kept), work.flops, round(work.sparse))
+
+
+class Cost(NamedTuple):
+    """What one call of a function costs.
+
+    Attributes:
+      params: the number of entries of all leaves of the parameters.
+      nonzero: how many of them the mask keeps.
+      flops: the floating-point operations of the contractions.
+      sparse_flops: those that the kept weights need, rounded to a whole number.
+    """
+
+    params: int
+    nonzero: int
+    flops: int
+    sparse_flops: int
+
+
+class _Value(NamedTuple):
+    """What is known of a variable: the density of the weights that it is made of.
+
+    Values with the same support (compared by identity) are zero in the same places.
+    """
+
+    density: Fraction
+    support: object
+
+
+class _Work(NamedTuple):
+    flops: int
+    sparse: Fraction
+
+
+_DENSE = _Value(Fraction(1), None)  # Activations, constants, whatever is not followed.
+_ZERO = _Value(Fraction(1), "zero")  # A constant 0: harmless in a sum or a selection.
+_NO_WORK = _Work(0, Fraction(0))
+
+# Elementwise functions with f(0) = 0 of their first operand: they keep its zeros.
+_KEEPING = set(
+    "abs asin asinh atan atanh cbrt ceil conj convert_element_type copy copy_p "
+    "device_put div erf expm1 floor imag log1p name neg optimization_barrier pvary "
+    "real reduce_precision reshard round sharding_constraint sign sin sinh sqrt square "
+    "stop_gradient tan tanh".split()
+)
+# These move, repeat or select entries of their first operand: its density stays.
+_MOVING = set(
+    "all_gather all_gather_invariant all_to_all broadcast_in_dim dynamic_slice "
+    "expand_dims gather pad ppermute reshape rev slice split squeeze tile transpose "
+    "unstack".split()
+)
+# An entry of the result is 0 if it is 0 in all operands.
+_JOINING = set("add add_any max min or select_n sub".split())
+
+
+def _walk(jaxpr: Jaxpr, inputs: Sequence[_Value]) -> tuple[_Work, list[_Value]]:
+    """Adds up the work of a jaxpr's equations, and follows densities to its outputs."""
+    known = dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(atom: Any) -> _Value:
+        if isinstance(atom, Literal):
+            return _ZERO if np.ndim(atom.val) == 0 and atom.val == 0 else _DENSE
+        return known.get(atom, _DENSE)
+
+    flops, sparse = _NO_WORK
+    for eqn in jaxpr.eqns:
+        work, outputs = _equation(eqn, [read(atom) for atom in eqn.invars])
+        flops, sparse = flops + work.flops, sparse + work.sparse
+        known.update(zip(eqn.outvars, outputs, strict=True))
+    return _Work(flops, sparse), [read(atom) for atom in jaxpr.outvars]
+
+
+def _equation(eqn: JaxprEqn, values: list[_Value]) -> tuple[_Work, list[_Value]]:
+    name = eqn.primitive.name
+    if name in _CONTRACTIONS:
+        flops = 2 * _CONTRACTIONS[name](eqn)
+        share = math.prod((v.density for v in values[:2]), start=Fraction(1))
+        return _Work(flops, flops * share), [_DENSE] * len(eqn.outvars)
+    if name in _CONTROL:
+        return _CONTROL[name](eqn, values)
+    if _jaxprs(eqn):
+        return _call(eqn, values)
+    return _NO_WORK, _densities(eqn, values)
+
+
+def _dot_general(eqn: JaxprEqn) -> int:
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    lhs = eqn.invars[0].aval.shape
+    return math.prod(eqn.outvars[0].aval.shape) * math.prod(lhs[i] for i in contracted)
+
+
+def _ragged_dot(eqn: JaxprEqn) -> int:
+    # Each row of the left meets the matrix of one group.
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    (_, contracted), (_, batch) = numbers.dot_dimension_numbers
+    lhs, rhs = (v.aval.shape for v in eqn.invars[:2])
+    shared = {*contracted, *batch, *numbers.rhs_group_dimensions}
+    return math.prod(lhs) * math.prod(n for i, n in enumerate(rhs) if i not in shared)
+
+
+def _convolution(eqn: JaxprEqn) -> int:
+    lhs_spec, rhs_spec, out_spec = eqn.params["dimension_numbers"]
+    lhs, rhs = (v.aval.shape for v in eqn.invars)
+    out = eqn.outvars[0].aval.shape
+    channels = out[out_spec[0]] * out[out_spec[1]] * rhs[rhs_spec[1]]
+    axes = zip(lhs_spec[2:], rhs_spec[2:], out_spec[2:], strict=True)
+    return channels * math.prod(min(lhs[i], out[o]) * rhs[k] for i, k, o in axes)
+
+
+_CONTRACTIONS = {
+    "conv_general_dilated": _convolution,
+    "dot_general": _dot_general,
+    "ragged_dot_general": _ragged_dot,
+    "scaled_dot": _dot_general,
+}
+
+
+def _scan(eqn: JaxprEqn, values: list[_Value]) -> tuple[_Work, list[_Value]]:
+    body, length = eqn.params["jaxpr"].jaxpr, eqn.params["length"]
+    first, last = eqn.params["num_consts"], eqn.params["num_carry"]
+    last += first
+    consts, carry, xs = values[:first], values[first:last], values[last:]
+    carry, xs = _moved(carry), _moved(xs)
+    while True:  # A carry keeps its density if the body never raises it.
+        work, outputs = _walk(body, [*consts, *carry, *xs])
+        after = outputs[: len(carry)]
+        settled = [
+            c if o.density <= c.density and (c is not _ZERO or o is _ZERO) else _DENSE
+            for c, o in zip(carry, after, strict=True)
+        ]
+        if settled == carry:
+            break
+        carry = settled
+    work = _Work(length * work.flops, length * work.sparse)
+    return work, [*carry, *_moved(outputs[len(carry) :])]
+
+
+def _cond(eqn: JaxprEqn, values: list[_Value]) -> tuple[_Work, list[_Value]]:
+    branches = [_walk(b.jaxpr, values[1:]) for b in eqn.params["branches"]]
+    works = [work for work, _ in branches]
+    work = _Work(max(w.flops for w in works), max(w.sparse for w in works))
+    outputs = zip(*[outputs for _, outputs in branches], strict=True)
+    return work, [_joined(alternatives) for alternatives in outputs]
+
+
+def _while(eqn: JaxprEqn, values: list[_Value]) -> tuple[_Work, list[_Value]]:
+    del values
+    return _refuse_work(eqn, "a while_loop")
+
+
+def _pallas_call(eqn: JaxprEqn, values: list[_Value]) -> tuple[_Work, list[_Value]]:
+    grid = eqn.params["grid_mapping"].grid
+    if not all(isinstance(n, int | np.integer) for n in grid):
+        return _refuse_work(eqn, "a Pallas kernel with a dynamic grid")
+    return _repeated(eqn, values, math.prod(map(int, grid)))
+
+
+def _shard_map(eqn: JaxprEqn, values: list[_Value]) -> tuple[_Work, list[_Value]]:
+    mesh = eqn.params["mesh"]
+    return _repeated(
+        eqn, values, math.prod(mesh.shape[a] for a in eqn.params["newly_manual_axes"])
+    )
+
+
+def _repeated(
+    eqn: JaxprEqn, values: list[_Value], times: int
+) -> tuple[_Work, list[_Value]]:
+    work, outputs = _call(eqn, values)
+    return _Work(times * work.flops, times * work.sparse), outputs
+
+
+_CONTROL = {
+    "cond": _cond,
+    "pallas_call": _pallas_call,
+    "scan": _scan,
+    "shard_map": _shard_map,
+    "while": _while,
+}
+
+
+def _call(eqn: JaxprEqn, values: list[_Value]) -> tuple[_Work, list[_Value]]:
+    """Enters the jaxprs in an equation's parameters, whatever the primitive is."""
+    flops, sparse, outputs = 0, Fraction(0), [_DENSE] * len(eqn.outvars)
+    for jaxpr in _jaxprs(eqn):
+        same = _ranks(jaxpr.invars) == _ranks(eqn.invars)
+        inputs = values if same else [_DENSE] * len(jaxpr.invars)
+        work, inner = _walk(jaxpr, inputs)
+        flops, sparse = flops + work.flops, sparse + work.sparse
+        if same and _ranks(jaxpr.outvars) == _ranks(eqn.outvars):
+            outputs = inner
+    return _Work(flops, sparse), outputs
+
+
+def _jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
+    """Finds the jaxprs that an equation runs."""
+    params: Any = list(eqn.params.values())
+    if eqn.primitive.name == "custom_linear_solve":
+        params = eqn.params["jaxprs"].solve  # The others serve its derivatives.
+    found = jax.tree.leaves(params)
+    closed = [f.jaxpr if isinstance(f, ClosedJaxpr) else f for f in found]
+    return [jaxpr for jaxpr in closed if isinstance(jaxpr, Jaxpr)]
+
+
+def _refuse_work(eqn: JaxprEqn, where: str) -> tuple[_Work, list[_Value]]:
+    """Raises if an equation that runs an unknown number of times has work to do."""
+    work = [_walk(j, [_DENSE] * len(j.invars))[0] for j in _jaxprs(eqn)]
+    if any(w.flops for w in work):
+        raise ValueError(
+            f"fn has a contraction inside {where}, and nothing says how often it runs. "
+            "Write the loop as jax.lax.scan, or as a fori_loop whose bounds are Python "
+            "ints; or take cost of the loop's body alone and multiply it."
+        )
+    return _NO_WORK, [_DENSE] * len(eqn.outvars)
+
+
+def _densities(eqn: JaxprEqn, values: list[_Value]) -> list[_Value]:
+    """Follows densities through a primitive that is neither contraction nor call."""
+    name, count = eqn.primitive.name, len(eqn.outvars)
+    if name in _KEEPING or (name == "integer_pow" and eqn.params["y"] > 0):
+        return values if len(values) == count else values[:1] * count
+    if name == "pad" and values[1] is not _ZERO:
+        return [_DENSE]
+    if name in _MOVING:
+        return _moved(values[:1] * count)
+    if name in ("mul", "and"):
+        return [_product(values)]
+    if name in _JOINING:
+        return [_joined(values[1:] if name == "select_n" else values)]
+    if name == "concatenate":
+        return [_mixed(values, [v.aval.size for v in eqn.invars])]
+    return [_DENSE] * count
+
+
+def _moved(values: Sequence[_Value]) -> list[_Value]:
+    """Keeps the densities, but not which entries are zero."""
+    plain = (_DENSE, _ZERO)
+    return [v if v in plain else _Value(v.density, object()) for v in values]
+
+
+def _product(values: Sequence[_Value]) -> _Value:
+    distinct = list({v.support: v for v in values if v is not _DENSE}.values())
+    if len(distinct) <= 1:
+        return distinct[0] if distinct else _DENSE
+    density = math.prod((v.density for v in distinct), start=Fraction(1))
+    return _Value(density, object())
+
+
+def _joined(values: Sequence[_Value]) -> _Value:
+    distinct = list({v.support: v for v in values if v is not _ZERO}.values())
+    if len(distinct) <= 1:
+        return distinct[0] if distinct else _ZERO
+    if _DENSE in distinct:
+        return _DENSE
+    density = sum((v.density for v in distinct), Fraction(0))
+    return _Value(min(Fraction(1), density), object())
+
+
+def _mixed(values: Sequence[_Value], sizes: Sequence[int]) -> _Value:
+    if all(v is _ZERO for v in values) or not sum(sizes):
+        return values[0]
+    filled = [v.density * size for v, size in zip(values, sizes, strict=True)]
+    return _Value(sum(filled, Fraction(0)) / sum(sizes), object())
+
+
+def _ranks(atoms: Sequence[Any]) -> list[int]:
+    return [len(getattr(atom.aval, "shape", ())) for atom in atoms]
+
+
+def _sizes(params: Any) -> list[int]:
+    """Lists the number of entries of every leaf."""
+    sizes = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not hasattr(leaf, "shape") and not isinstance(leaf, bool | int | float):
+            raise TypeError(
+                f"params: the leaf {_checks.path_str(path)} is a "
+                f"{type(leaf).__name__}, not an array. Split it off and close over it: "
+                "nnx.split(model, nnx.Param, ...), equinox.partition(model, "
+                "equinox.is_array)."
+            )
+        sizes.append(math.prod(np.shape(leaf)))
+    return sizes

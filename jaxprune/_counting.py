@@ -1,0 +1,232 @@
+"""Counting entries of a tree that pass a test, in one pass and without temporaries.
+
+On accelerators XLA fuses a comparison into the sum over it. On CPU it writes the
+comparison out first, which costs eight times the pass; there the leaves are walked in
+slices small enough to be fused, along an axis that no device boundary cuts.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import _wide
+from jaxprune._wide import Wide
+
+_TESTS = 3  # How many tests one pass counts.
+_SMALL = 2**16  # Leaves up to this size are counted in one piece.
+_SLICE = 32  # Entries summed at a time: XLA fuses sums over axes this short.
+_WALKED = 128  # The least length walked, if the axis is split at all.
+_ROW = 4096  # The row length that a vector is folded into.
+_FIELD = 10  # Bits a count takes while three of them share one uint32.
+
+
+class Region(NamedTuple):
+    """A block of an array of ``shape``: where it starts, and its own shape."""
+
+    shape: tuple[int, ...]
+    start: tuple[Any, ...]
+    block: tuple[int, ...]
+
+
+class Stack(NamedTuple):
+    """Leaves of one shape as one array with a leading axis, and who they are.
+
+    Small leaves of one shape are stacked, so that a tree of hundreds of leaves compiles
+    like one of a few. A large leaf stands alone, where it lies: the axis is only added.
+    """
+
+    scores: jax.Array
+    eligible: jax.Array | None
+    members: tuple[int, ...]  # Positions in the list of leaves.
+    offsets: tuple[int, ...]  # The flat index of each member's first entry.
+
+
+def stacked(
+    leaves: Sequence[jax.Array], eligible: Sequence[jax.Array] | None
+) -> list[Stack]:
+    """Groups the small leaves by shape, and leaves the large ones alone."""
+    offsets = np.cumsum([0, *[leaf.size for leaf in leaves]]).tolist()
+    groups: dict[Any, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        small = leaf.size < _SMALL
+        groups.setdefault((leaf.shape, _spec(leaf)) if small else i, []).append(i)
+    return [
+        Stack(
+            jnp.stack([leaves[i] for i in members]),
+            None if eligible is None else jnp.stack([eligible[i] for i in members]),
+            tuple(members),
+            tuple(offsets[i] for i in members),
+        )
+        for members in groups.values()
+    ]
+
+
+def whole(shape: tuple[int, ...]) -> Region:
+    """The region that is the whole array."""
+    return Region(shape, (0,) * len(shape), shape)
+
+
+def zero_like(leaf: jax.Array) -> jax.Array:
+    """A uint32 zero that varies over the mesh axes that ``leaf`` varies over."""
+    return jnp.sum(jnp.zeros_like(leaf, dtype=jnp.uint32), dtype=jnp.uint32)
+
+
+def precedes(stack: Stack, bound: Wide) -> Callable[[Region], jax.Array]:
+    """Tests which entries of a stack have a flat index in the tree below ``bound``."""
+    size = stack.scores.size // len(stack.members)
+    local = _wide.saturating_subtract(bound, _wide.wide(stack.offsets))
+    local = _wide.minimum(local, _wide.wide(size))
+
+    def test(region: Region) -> jax.Array:
+        shape = region.shape[1:]
+        trailing = _wide.row_size(shape)
+        row = column = jnp.zeros(region.block, jnp.uint32)
+        for axis in range(len(shape)):
+            stride = math.prod(shape[axis + 1 :])
+            position = jax.lax.broadcasted_iota(jnp.uint32, region.block, axis + 1)
+            position = position + jnp.asarray(region.start[axis + 1]).astype(jnp.uint32)
+            if stride < trailing:
+                column = column + position * np.uint32(stride)
+            else:
+                row = row + position * np.uint32(stride // trailing)
+        if trailing == size:
+            return column < local.low.reshape(-1, *[1] * len(shape))
+        giant = Wide(local.high[0], local.low[0])  # It stands alone in its stack.
+        quotient, rest = _wide.divide(giant, trailing)
+        return (row < quotient.low) | ((row == quotient.low) & (column < rest))
+
+    return test
+
+
+def count(stacks: Sequence[Stack], tests: Sequence[Callable[..., Any]]) -> list[Wide]:
+    """Counts, for three tests at once, the eligible entries that pass.
+
+    Args:
+      stacks: the leaves, from `stacked`.
+      tests: for each stack a function of a block of scores and its `Region` to three
+        bool arrays of the block's shape.
+
+    Returns:
+      Three counts.
+    """
+    counts = [
+        _count_leaf(stack, test) for stack, test in zip(stacks, tests, strict=True)
+    ]
+    totals = [Wide(np.uint32(0), np.uint32(0))] * _TESTS
+    small = [c for c in counts if not isinstance(c[0], Wide)]
+    if small:
+        totals = [_wide.total(jnp.stack(c)) for c in zip(*small, strict=True)]
+    for giant in [c for c in counts if isinstance(c[0], Wide)]:
+        totals = [_wide.add(t, c) for t, c in zip(totals, giant, strict=True)]
+    return totals
+
+
+def _count_leaf(stack: Stack, test: Callable[..., Any]) -> list[Any]:
+    """Counts within one stack: int32 scalars, or two words each in a giant leaf."""
+    leaf = stack.scores
+    arrays = (leaf,) if stack.eligible is None else (leaf, stack.eligible)
+
+    def passing(blocks: Sequence[jax.Array], region: Region) -> list[jax.Array]:
+        passed = test(blocks[0], region)
+        return passed if len(blocks) == 1 else [p & blocks[1] for p in passed]
+
+    def summed(counts: jax.Array) -> Any:
+        if leaf.size < 2**31:
+            return jnp.sum(counts, dtype=jnp.int32)
+        if counts.dtype == jnp.bool_:
+            counts = jnp.sum(counts, axis=int(np.argmax(leaf.shape)), dtype=jnp.int32)
+        return _wide.total(counts)
+
+    def fused(*arrays: jax.Array) -> list[Any]:
+        return [summed(passed) for passed in passing(arrays, whole(leaf.shape))]
+
+    def sliced(*arrays: jax.Array) -> list[Any]:
+        return [summed(c) for c in _count_in_slices(arrays, *layout, passing)]
+
+    layout = _layout(leaf)
+    if layout is None:
+        return fused(*arrays)
+    return jax.lax.platform_dependent(*arrays, cpu=sliced, default=fused)
+
+
+def _layout(leaf: jax.Array) -> tuple[tuple[int, ...], int] | None:
+    """Chooses a shape to walk a leaf in, and the axis of it to walk along.
+
+    The longest axis of d entries is split into (g, d / g), and the inner part walked. A
+    device boundary may cut the outer part into g, a power of two; on Explicit meshes g
+    is a multiple of the shards.
+    """
+    if leaf.size < _SMALL:
+        return None
+    shape, folded = leaf.shape, leaf.ndim == 2
+    if folded:  # A vector is folded into rows; the leading axis is the stack's.
+        row = math.gcd(shape[1], _ROW)
+        shape = (shape[0], shape[1] // row, row)
+    axis = 1 + int(np.argmax(shape[1:-1]))
+    if shape[axis] < 2 * _SLICE < shape[-1]:
+        axis = len(shape) - 1
+    outer = _shards(leaf, 1 if folded else axis)
+    while shape[axis] % (2 * outer) == 0 and shape[axis] // (2 * outer) >= _WALKED:
+        outer *= 2
+    inner = shape[axis] // outer
+    if inner < _SLICE:
+        return None
+    return (*shape[:axis], outer, inner, *shape[axis + 1 :]), axis + 1
+
+
+def _shards(leaf: jax.Array, axis: int) -> int:
+    """How many shards an axis is cut into, where its type says so."""
+    names = _spec(leaf)[axis]
+    names = names if isinstance(names, tuple) else (names,)
+    mesh = jax.typeof(leaf).sharding.mesh
+    return math.prod(mesh.shape[name] for name in names if isinstance(name, str))
+
+
+def _spec(leaf: jax.Array) -> tuple[Any, ...]:
+    """An axis name, names or None for every axis: known on Explicit meshes only."""
+    spec = tuple(jax.typeof(leaf).sharding.spec)
+    return spec + (None,) * (leaf.ndim - len(spec))
+
+
+def _count_in_slices(
+    arrays: Sequence[jax.Array],
+    shape: tuple[int, ...],
+    axis: int,
+    passing: Callable[[Sequence[jax.Array], Region], list[jax.Array]],
+) -> list[jax.Array]:
+    """Sums three tests along one axis, a slice at a time, packed into one uint32."""
+    arrays = [array.reshape(shape) for array in arrays]
+    length = shape[axis]
+    width = next((w for w in range(_SLICE, 7, -1) if length % w == 0), _SLICE)
+
+    def counts_at(start: Any, width: int) -> list[jax.Array]:
+        blocks = [jax.lax.dynamic_slice_in_dim(a, start, width, axis) for a in arrays]
+        starts = (0,) * axis + (start,) + (0,) * (len(shape) - axis - 1)
+        passed = passing(blocks, Region(shape, starts, blocks[0].shape))
+        packed = functools.reduce(
+            jnp.bitwise_or,
+            [
+                p.astype(jnp.uint32) << np.uint32(_FIELD * j)
+                for j, p in enumerate(passed)
+            ],
+        )
+        packed = jnp.sum(packed, axis=axis, dtype=jnp.uint32)
+        field = np.uint32((1 << _FIELD) - 1)
+        return [
+            ((packed >> np.uint32(_FIELD * j)) & field).astype(jnp.int32)
+            for j in range(len(passed))
+        ]
+
+    def add(sums: list[jax.Array], start: Any, width: int) -> list[jax.Array]:
+        return [s + c for s, c in zip(sums, counts_at(start, width), strict=True)]
+
+    row = jax.lax.index_in_dim(arrays[0], 0, axis, keepdims=False)
+    sums = [jnp.zeros_like(row, dtype=jnp.int32) for _ in range(_TESTS)]
+    full, rest = divmod(length, width)
+    sums = jax.lax.fori_loop(0, full, lambda i, s: add(s, i * width, width), sums)
+    return add(sums, full * width, rest) if rest else sums

@@ -1,0 +1,334 @@
+"""Masks from scores: one threshold for all leaves, one a leaf, or N of every M."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune import _checks, _wide
+from jaxprune._prunable import matrices, select_prunable
+from jaxprune._selection import select
+from jaxprune._types import Mask, Params, Prunable, Scores
+from jaxprune._wide import Wide
+
+
+def global_mask(
+    scores: Scores,
+    sparsity: Any,
+    *,
+    prunable: Prunable = matrices,
+    prior: Mask | None = None,
+    min_keep: int = 0,
+) -> Mask:
+    """Keeps the best-scoring weights of the whole tree, by one threshold for all.
+
+    Of the N prunable weights exactly ``round(sparsity * N)`` are removed, those of
+    least score. Equal scores are removed from the last in leaf order, so the count is
+    exact with any ties. Nothing is sorted, gathered or concatenated: sharded scores
+    stay where they are, and the mask lies beside them.
+
+    Args:
+      scores: a tree of floating arrays, larger = keep. NaN ranks below -inf; ``inf``
+        always keeps and ``-inf`` removes first.
+      sparsity: fraction of prunable weights removed, in [0, 1). A Python number counts
+        as float64 (``round``, half to even). A traced one counts as the real number
+        that the float32 is; outside [0, 1] it counts as the nearer end, as no error can
+        be raised while it is traced.
+      prunable: which leaves take part; the others are kept whole.
+      prior: a mask. What it prunes stays pruned and counts toward ``sparsity``; if it
+        prunes more already, it is returned.
+      min_keep: weights kept in every prunable leaf, its best first, against layer
+        collapse. The total stays exact.
+
+    Returns:
+      A mask with the structure, shapes and sharding of ``scores``.
+
+    Raises:
+      ValueError: if ``sparsity`` is not in [0, 1), nothing is prunable, ``min_keep``
+        asks for more than ``sparsity`` leaves, ``prior`` does not match, or, outside
+        ``jit``, a score is NaN.
+      TypeError: if a leaf is not floating, or ``prior`` is not bool.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> scores = {"a": jnp.array([[0.1, 0.9]]), "b": jnp.array([[0.8, 0.2]])}
+      >>> jp.global_mask(scores, sparsity=0.5)
+      {'a': Array([[False,  True]], dtype=bool), 'b': Array([[ True, False]],
+      dtype=bool)}
+    """
+    _checks.check_sparsity(sparsity)
+    _checks.check_count(min_keep, "min_keep", "weights", least=0)
+    flags = _check_scores(scores, prunable, prior)
+    chosen, eligible = _prunable_leaves(scores, flags, prior)
+    size = sum(leaf.size for leaf in chosen)
+    keep = _keep_count(sparsity, size)
+    floor = sum(min(min_keep, leaf.size) for leaf in chosen)
+    if _checks.is_python_number(sparsity) and floor > _wide.to_int(keep):
+        raise ValueError(
+            f"min_keep={min_keep} asks for {floor} weights over {len(chosen)} prunable "
+            f"leaves, but sparsity={sparsity} keeps only {_wide.to_int(keep)} of "
+            f"{size}. Lower one of them."
+        )
+    return _assemble(scores, flags, _global(chosen, keep, eligible, min_keep), prior)
+
+
+def layerwise_mask(
+    scores: Scores,
+    sparsity: Any,
+    *,
+    prunable: Prunable = matrices,
+    prior: Mask | None = None,
+) -> Mask:
+    """Keeps the best-scoring weights of each leaf, by one threshold a leaf.
+
+    Of a prunable leaf of n weights exactly ``round(sparsity * n)`` are removed; ties
+    and NaN are treated as in `global_mask`, leaf by leaf.
+
+    Args:
+      scores: a tree of floating arrays, larger = keep.
+      sparsity: fraction removed, in [0, 1): a number for all leaves (uniform), or a
+        tree of numbers with the structure of ``scores``, such as `erk` returns. The
+        numbers of leaves that are not prunable are not read.
+      prunable: which leaves take part; the others are kept whole.
+      prior: a mask. What it prunes stays pruned and counts toward the sparsity.
+
+    Returns:
+      A mask with the structure, shapes and sharding of ``scores``.
+
+    Raises:
+      ValueError: if a sparsity is not in [0, 1), its tree does not match, nothing is
+        prunable, ``prior`` does not match, or, outside ``jit``, a score is NaN.
+      TypeError: if a leaf is not floating, or ``prior`` is not bool.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> scores = {"a": jnp.array([[0.1, 0.9]]), "b": jnp.array([[0.8, 0.7]])}
+      >>> jp.layerwise_mask(scores, sparsity=0.5)
+      {'a': Array([[False,  True]], dtype=bool), 'b': Array([[ True, False]],
+      dtype=bool)}
+    """
+    flags = _check_scores(scores, prunable, prior)
+    sparsities = _broadcast_sparsity(sparsity, scores, flags)
+    chosen, eligible = _prunable_leaves(scores, flags, prior)
+    counts = [
+        _keep_count(s, leaf.size) for s, leaf in zip(sparsities, chosen, strict=True)
+    ]
+    return _assemble(scores, flags, _layerwise(chosen, counts, eligible), prior)
+
+
+def n_m_mask(
+    scores: Scores,
+    n: int,
+    m: int,
+    *,
+    axis: int = -2,
+    prunable: Prunable = matrices,
+) -> Mask:
+    """Keeps the ``n`` best of every ``m`` consecutive weights along an axis.
+
+    The pattern that sparse tensor cores read (2:4). Ties go to the lower index; NaN
+    ranks below -inf.
+
+    Args:
+      scores: a tree of floating arrays, larger = keep.
+      n: weights kept in every group, in [0, m].
+      m: the size of a group, at least 1.
+      axis: the axis cut into groups; -2 is the reduction axis of Flax kernels.
+      prunable: which leaves take part; `divisible_by` leaves those that do not divide
+        dense.
+
+    Returns:
+      A mask with the structure, shapes and sharding of ``scores``.
+
+    Raises:
+      ValueError: if ``n > m``, a prunable leaf's axis is not a multiple of ``m``,
+        nothing is prunable, or, outside ``jit``, a score is NaN.
+      TypeError: if a leaf is not floating.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> scores = jnp.array([[4.0], [1.0], [2.0], [3.0]])
+      >>> jp.n_m_mask(scores, 2, 4)[:, 0]
+      Array([ True, False, False,  True], dtype=bool)
+    """
+    _checks.check_count(m, "m", "weights in a group")
+    _checks.check_count(n, "n", "weights kept in a group", least=0)
+    if n > m:
+        raise ValueError(
+            f"n_m_mask keeps n of every m weights, so n <= m; got n={n}, m={m}. For "
+            "2:4 pass n=2, m=4."
+        )
+    flags = _check_scores(scores, prunable, None)
+    for path, leaf, flag in zip(
+        _checks.leaf_paths(scores), jax.tree.leaves(scores), flags, strict=True
+    ):
+        if flag and not -leaf.ndim <= axis < leaf.ndim:
+            raise ValueError(
+                f"The leaf {path} of shape {leaf.shape} has no axis {axis}."
+            )
+        if flag and leaf.shape[axis] % m:
+            raise ValueError(
+                f"The leaf {path} of shape {leaf.shape} has {leaf.shape[axis]} entries "
+                f"along axis {axis}, not a multiple of m={m}. Pass "
+                f"prunable=jp.divisible_by({m}) to leave such leaves dense."
+            )
+    chosen, _ = _prunable_leaves(scores, flags, None)
+    return _assemble(scores, flags, [_best_of_groups(x, n, m, axis) for x in chosen])
+
+
+def apply_mask(params: Params, mask: Mask) -> Params:
+    r"""Sets the pruned weights to exactly 0.
+
+    .. math:: \theta_i \mapsto \theta_i \text{ where } m_i, \text{ else } 0.
+
+    A choice, not a product: a pruned NaN or infinity becomes 0 as well.
+
+    Args:
+      params: any pytree of arrays.
+      mask: a tree of bool like ``params``, ``True`` = kept.
+
+    Returns:
+      A tree like ``params``, with its dtypes and shardings.
+
+    Raises:
+      ValueError: if the mask does not match ``params``, or keeps nothing anywhere.
+      TypeError: if the mask is not bool.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> jp.apply_mask({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([True, False])})
+      {'w': Array([1., 0.], dtype=float32)}
+    """
+    _checks.check_mask(mask, params)
+    _checks.check_keeps_something(mask)
+    return jax.tree.map(lambda p, m: jnp.where(m, p, jnp.zeros_like(p)), params, mask)
+
+
+def keep_at_most(
+    scores: Scores, keep: Wide, flags: Sequence[bool], prior: Mask
+) -> Mask:
+    """`global_mask` for a count that is at hand already, static or traced."""
+    chosen, eligible = _prunable_leaves(scores, flags, prior)
+    return _assemble(scores, flags, _global(chosen, keep, eligible, 0), prior)
+
+
+def _check_scores(scores: Any, prunable: Prunable, prior: Any) -> list[bool]:
+    _checks.check_floating(scores, "scores")
+    _checks.check_no_nans(scores, "scores")
+    if prior is not None:
+        _checks.check_mask(prior, scores, "prior")
+    return select_prunable(scores, prunable)
+
+
+def _prunable_leaves(
+    scores: Any, flags: Sequence[bool], prior: Any
+) -> tuple[list[jax.Array], list[jax.Array] | None]:
+    def chosen(tree: Any) -> list[jax.Array]:
+        pairs = zip(jax.tree.leaves(tree), flags, strict=True)
+        return [jnp.asarray(leaf) for leaf, flag in pairs if flag]
+
+    return chosen(scores), None if prior is None else chosen(prior)
+
+
+def _keep_count(sparsity: Any, size: int) -> Wide:
+    if _checks.is_python_number(sparsity):
+        return _wide.wide(size - round(float(sparsity) * size))
+    return _wide.subtract(_wide.wide(size), _wide.scaled(sparsity, size))
+
+
+def _broadcast_sparsity(sparsity: Any, scores: Any, flags: Sequence[bool]) -> list[Any]:
+    """One sparsity for each prunable leaf, checked."""
+    structure = jax.tree.structure(scores)
+    values = [sparsity] * structure.num_leaves
+    if jax.tree.structure(sparsity) != jax.tree.structure(0.0):
+        if jax.tree.structure(sparsity) != structure:
+            raise ValueError(
+                "sparsity must be one number, or a tree of numbers with the structure "
+                f"of scores, {structure}; got {jax.tree.structure(sparsity)}."
+            )
+        values = jax.tree.leaves(sparsity)
+    pairs = zip(_checks.leaf_paths(scores), values, flags, strict=True)
+    for path, value, flag in pairs:
+        if flag:
+            _checks.check_sparsity(value, f"sparsity of {path}")
+    return [value for value, flag in zip(values, flags, strict=True) if flag]
+
+
+@jax.jit(static_argnums=3)
+def _global(
+    leaves: list[jax.Array],
+    keep: Wide,
+    eligible: list[jax.Array] | None,
+    min_keep: int,
+) -> list[jax.Array]:
+    if not min_keep:
+        return select(leaves, keep, eligible)
+    allowed = eligible or [jnp.ones_like(leaf, dtype=bool) for leaf in leaves]
+    floor = [
+        select([leaf], _wide.wide(min_keep), [a])[0]
+        for leaf, a in zip(leaves, allowed, strict=True)
+    ]
+    total = _wide.wide(0)
+    for mask in floor:
+        total = _wide.add(total, _wide.count_true(mask))
+    rest = [a & ~f for a, f in zip(allowed, floor, strict=True)]
+    others = select(leaves, _wide.saturating_subtract(keep, total), rest)
+    return [f | o for f, o in zip(floor, others, strict=True)]
+
+
+@jax.jit
+def _layerwise(
+    leaves: list[jax.Array], keep: list[Wide], eligible: list[jax.Array] | None
+) -> list[jax.Array]:
+    allowed = eligible or [None] * len(leaves)
+    return [
+        select([leaf], count, None if a is None else [a])[0]
+        for leaf, count, a in zip(leaves, keep, allowed, strict=True)
+    ]
+
+
+@jax.jit(static_argnums=(1, 2, 3))
+def _best_of_groups(scores: jax.Array, n: int, m: int, axis: int) -> jax.Array:
+    """Ranks each weight in its group by comparing it with the m - 1 others."""
+    axis = axis % scores.ndim
+    shape = (
+        *scores.shape[:axis],
+        scores.shape[axis] // m,
+        m,
+        *scores.shape[axis + 1 :],
+    )
+    groups = scores.reshape(shape)
+    index = jax.lax.broadcasted_iota(jnp.int32, shape, axis + 1)
+    rank = jnp.zeros_like(groups, dtype=jnp.int32)
+    for j in range(m):
+        other = jax.lax.slice_in_dim(groups, j, j + 1, axis=axis + 1)
+        missing, other_missing = groups != groups, other != other
+        ahead = (other > groups) | (missing & ~other_missing)
+        tied = (other == groups) | (missing & other_missing)
+        rank = rank + (ahead | (tied & (j < index))).astype(jnp.int32)
+    return (rank < n).reshape(scores.shape)
+
+
+def _assemble(
+    scores: Any, flags: Sequence[bool], masks: Sequence[jax.Array], prior: Any = None
+) -> Any:
+    """Puts the masks of the prunable leaves into a tree; the rest stays as it was."""
+    remaining = iter(masks)
+    leaves, structure = jax.tree.flatten(scores)
+    kept = [None] * len(leaves) if prior is None else jax.tree.leaves(prior)
+    result = []
+    for leaf, flag, old in zip(leaves, flags, kept, strict=True):
+        if flag:
+            result.append(_placed_like(next(remaining), leaf))
+        else:
+            result.append(jnp.ones_like(leaf, dtype=bool) if old is None else old)
+    return jax.tree.unflatten(structure, result)
+
+
+def _placed_like(mask: jax.Array, leaf: Any) -> jax.Array:
+    """Outside ``jit``, puts a mask on its scores' devices if the compiler did not."""
+    if not _checks.is_concrete((mask, leaf)) or not isinstance(leaf, jax.Array):
+        return mask
+    same = mask.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
+    return mask if same else jax.device_put(mask, leaf.sharding)

@@ -1,0 +1,125 @@
+"""Which leaves may be pruned: functions of a tree to a tree of Python bools.
+
+They read paths, shapes and dtypes only, so they work on parameters, scores, tracers and
+``jax.ShapeDtypeStruct`` alike. They are never applied to a mask.
+"""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxprune import _checks
+from jaxprune._types import Params, Prunable
+
+
+def matrices(params: Params) -> Any:
+    """Selects the weight matrices and kernels: floating leaves of rank two or more.
+
+    Biases, normalisation scales and scalars stay dense. This is the default wherever a
+    function takes ``prunable``.
+
+    Args:
+      params: any pytree of arrays, tracers or ``jax.ShapeDtypeStruct``.
+
+    Returns:
+      A tree of Python bools with the structure of ``params``.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> jp.matrices({"kernel": jnp.zeros((3, 4)), "bias": jnp.zeros(4)})
+      {'bias': False, 'kernel': True}
+    """
+    return jax.tree.map(lambda p: _checks.is_floating(p) and p.ndim >= 2, params)
+
+
+def by_path(pattern: str) -> Prunable:
+    """Selects the floating leaves, of any rank, whose path matches a pattern.
+
+    The path is ``jax.tree_util.keystr(path, simple=True, separator="/")``, for example
+    ``layers/0/kernel``; an ``nnx.State`` ends its paths in ``/value``.
+
+    Args:
+      pattern: a regular expression, searched for anywhere in the path (`re.search`).
+
+    Returns:
+      A function ``prunable(params)`` to a tree of Python bools.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> params = {"stem": {"kernel": jnp.zeros((3, 4))}, "head": jnp.zeros((4, 2))}
+      >>> jp.by_path("^stem/.*kernel")(params)
+      {'head': False, 'stem': {'kernel': True}}
+    """
+    compiled = re.compile(pattern)
+
+    def prunable(params: Params) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, p: (
+                _checks.is_floating(p)
+                and compiled.search(_checks.path_str(path)) is not None
+            ),
+            params,
+        )
+
+    return prunable
+
+
+def divisible_by(m: int, *, axis: int = -2) -> Prunable:
+    """Selects the matrices whose reduction axis can be cut into groups of ``m``.
+
+    For N:M sparsity: the other leaves stay dense, and `jaxprune.summary` lists them.
+
+    Args:
+      m: the size of a group, at least 1.
+      axis: the axis that must be a multiple of ``m``; -2 is the reduction axis of Flax
+        kernels.
+
+    Returns:
+      A function ``prunable(params)`` to a tree of Python bools.
+
+    Raises:
+      ValueError: if ``m`` is not a whole number of at least 1.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> jp.divisible_by(4)({"stem": jnp.zeros((3, 8)), "body": jnp.zeros((8, 8))})
+      {'body': True, 'stem': False}
+    """
+    _checks.check_count(m, "m", "weights in a group")
+
+    def prunable(params: Params) -> Any:
+        return jax.tree.map(
+            lambda p, is_matrix: (
+                is_matrix and -p.ndim <= axis < p.ndim and p.shape[axis] % m == 0
+            ),
+            params,
+            matrices(params),
+        )
+
+    return prunable
+
+
+def select_prunable(tree: Any, prunable: Prunable) -> list[bool]:
+    """Evaluates ``prunable`` and returns one bool a leaf, in leaf order."""
+    chosen = prunable(tree)
+    if jax.tree.structure(chosen) != jax.tree.structure(tree):
+        raise ValueError(
+            "prunable must return a tree of the structure that it was given, one bool "
+            f"a leaf; got {jax.tree.structure(chosen)} for {jax.tree.structure(tree)}."
+        )
+    flags = jax.tree.leaves(chosen)
+    for path, flag in zip(_checks.leaf_paths(tree), flags, strict=True):
+        if not isinstance(flag, bool | np.bool_):
+            raise TypeError(
+                f"prunable must return Python bools; for the leaf {path} it returned "
+                f"{type(flag).__name__}. Decide by path, shape and dtype, not by value."
+            )
+    if not any(flags):
+        raise ValueError(
+            "Nothing is prunable: prunable selects none of the leaves "
+            f"{_checks.leaf_paths(tree)[:5]}. The default, jp.matrices, takes floating "
+            "leaves of rank two or more; jp.by_path(pattern) takes any by their path."
+        )
+    return [bool(flag) for flag in flags]

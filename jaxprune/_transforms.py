@@ -1,0 +1,240 @@
+"""Sparse training as optax transformations: the mask lives in the optimizer state."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune import _checks
+from jaxprune._due import when_due
+from jaxprune._masks import apply_mask, global_mask
+from jaxprune._prunable import matrices
+from jaxprune._scores import magnitude
+from jaxprune._state import initial_mask
+from jaxprune._types import Mask, Params, Prunable, ScoreFn
+
+
+class SparseState(NamedTuple):
+    """The state of `keep_sparse` and `gradual`.
+
+    Attributes:
+      step: how many updates were made, int32.
+      mask: the mask in use, a tree of bool like the parameters.
+    """
+
+    step: jax.Array
+    mask: Mask
+
+
+class SparseWrapperState(NamedTuple):
+    """The state of `sparse`.
+
+    Attributes:
+      step: how many updates were made, int32.
+      mask: the mask in use, a tree of bool like the parameters.
+      inner_state: the state of the wrapped optimizer.
+    """
+
+    step: jax.Array
+    mask: Mask
+    inner_state: Any
+
+
+def keep_sparse(
+    mask: Mask | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Keeps pruned weights at exactly 0: the last link of an optax chain.
+
+    .. math:: u_i \mapsto u_i \text{ where } m_i, \text{ else } -\theta_i,
+
+    so that after ``optax.apply_updates`` a pruned weight is exactly 0 from the first
+    update on, whatever momentum, weight decay or rewinding would make of it. The rest
+    of the training loop does not change. Start from ``apply_mask(params, mask)`` if the
+    first forward pass is to be sparse too.
+
+    Args:
+      mask: a tree of bool like the parameters, ``True`` = kept; copied into the state.
+        None starts from all True: for abstract initialisation, before a checkpoint is
+        restored or `set_mask` is called.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs`` with a `SparseState`. Inside
+      ``optax.masked`` and ``optax.partition`` the mask is narrowed to the leaves seen.
+
+    Raises:
+      ValueError: at init, if the mask does not match the parameters or keeps nothing
+        anywhere; at update, without ``params``.
+      TypeError: at init, if the mask is not bool.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, jaxprune as jp
+      >>> params = {"w": jnp.array([1.0, 2.0])}
+      >>> mask = {"w": jnp.array([True, False])}
+      >>> tx = optax.chain(optax.sgd(0.1), jp.keep_sparse(mask))
+      >>> updates, _ = tx.update({"w": jnp.ones(2)}, tx.init(params), params)
+      >>> optax.apply_updates(params, updates)
+      {'w': Array([0.9, 0. ], dtype=float32)}
+    """
+
+    def init(params: Params) -> SparseState:
+        return SparseState(jnp.zeros([], jnp.int32), initial_mask(mask, params))
+
+    def update(
+        updates: Any, state: Any, params: Params | None = None, **extra: Any
+    ) -> tuple[Any, SparseState]:
+        del extra
+        params = require_params(params, "keep_sparse")
+        step = incremented(state.step)
+        return enforced(updates, state.mask, params), SparseState(step, state.mask)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def sparse(
+    inner: optax.GradientTransformation, mask: Mask | None = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Wraps an optimizer so that it sees and moves kept weights only.
+
+    Gradients of pruned weights are 0 on the way in, so that clipping, norms and moments
+    are those of the kept weights, and the mask is enforced on the way out as by
+    `keep_sparse`. One mask, in one state.
+
+    Args:
+      inner: any optax transformation.
+      mask: a tree of bool like the parameters, ``True`` = kept; copied into the state.
+        None starts from all True.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs`` with a `SparseWrapperState`.
+
+    Raises:
+      ValueError: at init, if the mask does not match the parameters or keeps nothing
+        anywhere; at update, without ``params``.
+      TypeError: at init, if the mask is not bool.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, jaxprune as jp
+      >>> params = {"w": jnp.array([1.0, 2.0])}
+      >>> clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
+      >>> tx = jp.sparse(clipped, {"w": jnp.array([True, False])})
+      >>> updates, _ = tx.update({"w": jnp.array([0.5, 9.0])}, tx.init(params), params)
+      >>> optax.apply_updates(params, updates)
+      {'w': Array([0.5, 0. ], dtype=float32)}
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Params) -> SparseWrapperState:
+        step = jnp.zeros([], jnp.int32)
+        return SparseWrapperState(step, initial_mask(mask, params), inner.init(params))
+
+    def update(
+        updates: Any, state: Any, params: Params | None = None, **extra: Any
+    ) -> tuple[Any, SparseWrapperState]:
+        params = require_params(params, "sparse")
+        updates = jax.tree.map(
+            lambda u, m: jnp.where(m, u, jnp.zeros_like(u)), updates, state.mask
+        )
+        updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
+        step = incremented(state.step)
+        return (
+            enforced(updates, state.mask, params),
+            SparseWrapperState(step, state.mask, inner_state),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def gradual(
+    sparsity: Any,
+    *,
+    every: int = 1,
+    score: ScoreFn = magnitude,
+    prunable: Prunable = matrices,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Prunes while training, along a schedule: the last link of an optax chain.
+
+    Update k = 1, 2, ... recomputes the mask when ``k % every == 0``, at
+    ``sparsity(k)``, from the scores of the parameters that this update produces, inside
+    the mask so far: what is pruned stays pruned. Other updates only enforce the mask,
+    and do no other work. Before the first due update nothing is pruned.
+
+    Zhu & Gupta's cubic is ``optax.polynomial_schedule(0.0, s, power=3,
+    transition_steps=n)``. They prune each layer to the same sparsity; here one
+    threshold serves all leaves.
+
+    Args:
+      sparsity: fraction of prunable weights removed, in [0, 1): a number, or an optax
+        schedule of the update's number k. A schedule is traced: what it gives outside
+        [0, 1] counts as the nearer end.
+      every: updates between mask updates, at least 1.
+      score: ``score(params) -> scores``, larger = keep; it sees parameters only.
+      prunable: which leaves take part.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs`` with a `SparseState`.
+
+    Raises:
+      ValueError: if ``sparsity`` is a number outside [0, 1) or ``every < 1``; at
+        update, without ``params``.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, jaxprune as jp
+      >>> params = {"w": jnp.array([[1.0, 2.0, 3.0, 4.0]])}
+      >>> tx = optax.chain(optax.sgd(0.1), jp.gradual(0.5, every=2))
+      >>> state = tx.init(params)
+      >>> for _ in range(2):
+      ...     updates, state = tx.update({"w": jnp.ones((1, 4))}, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> optax.tree.get(state, "mask")
+      {'w': Array([[False, False,  True,  True]], dtype=bool)}
+
+    References:
+      Zhu & Gupta, `To prune, or not to prune
+      <https://arxiv.org/abs/1710.01878>`_, 2017, Section 3.
+    """
+    if not callable(sparsity):
+        _checks.check_sparsity(sparsity)
+    _checks.check_count(every, "every", "updates")
+
+    def init(params: Params) -> SparseState:
+        return SparseState(jnp.zeros([], jnp.int32), initial_mask(None, params))
+
+    def update(
+        updates: Any, state: Any, params: Params | None = None, **extra: Any
+    ) -> tuple[Any, SparseState]:
+        del extra
+        params = require_params(params, "gradual")
+        step = incremented(state.step)
+
+        def pruned(mask: Mask, updates: Any, params: Params) -> Mask:
+            target = sparsity(step) if callable(sparsity) else sparsity
+            new = apply_mask(optax.apply_updates(params, updates), mask)
+            return global_mask(score(new), target, prunable=prunable, prior=mask)
+
+        mask = when_due(step % every == 0, pruned, state.mask, updates, params)
+        return enforced(updates, mask, params), SparseState(step, mask)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def enforced(updates: Any, mask: Mask, params: Params) -> Any:
+    """Sends the pruned weights to exactly 0, in the parameters' dtype."""
+    return jax.tree.map(
+        lambda u, m, p: jnp.where(m, u.astype(p.dtype), -p), updates, mask, params
+    )
+
+
+def incremented(step: jax.Array) -> jax.Array:
+    """The next step, which stays at the largest int32 instead of overflowing."""
+    return jnp.asarray(optax.safe_increment(step))
+
+
+def require_params(params: Params | None, name: str) -> Params:
+    """Returns the parameters, or says how to hand them over."""
+    if params is None:
+        raise ValueError(
+            f"jaxprune.{name} needs the parameters to keep pruned weights at 0. Call "
+            "tx.update(grads, opt_state, params)."
+        )
+    return params

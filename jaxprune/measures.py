@@ -1,0 +1,153 @@
+r"""Elementwise measures of a gradient flow: larger = keep.
+
+Each takes a `jaxprune.Flow` (weights :math:`\theta`, gradient g, Hessian-gradient
+product Hg, mean squared gradient) and returns a tree of scores like the parameters.
+Measures that need Hg raise ``ValueError`` for a flow of order 1.
+
+All are terms of one expansion. Removing the weight :math:`\theta_i` changes the loss by
+:math:`-\theta_i g_i` to first order, and the squared gradient norm by
+:math:`-2\,\theta_i (Hg)_i` (Lubana & Dick, `A Gradient Flow Framework for Analyzing
+Network Pruning <https://arxiv.org/abs/2009.11839>`_, ICLR 2021).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune import _checks
+from jaxprune._flow import Flow
+from jaxprune._prunable import matrices, select_prunable
+from jaxprune._types import Params, Prunable, Real, Scores
+
+
+def magnitude(flow: Flow) -> Scores:
+    r"""How large a weight is: :math:`|\theta|`."""
+    return jax.tree.map(jnp.abs, flow.params)
+
+
+def taylor(flow: Flow) -> Scores:
+    r"""The loss that a weight's removal takes away, :math:`\theta g`, signed.
+
+    Positive where removal lowers the loss to first order, so by itself it is no reason
+    to keep. Sum it over a filter, then take the absolute value.
+    """
+    return jax.tree.map(jnp.multiply, flow.params, flow.gradient)
+
+
+def loss_preservation(flow: Flow) -> Scores:
+    r"""How much removal changes the loss to first order: :math:`|\theta g|` (SNIP)."""
+    return jax.tree.map(jnp.abs, taylor(flow))
+
+
+def biased_loss(flow: Flow, *, origin: Params | None = None) -> Scores:
+    r"""Loss preservation biased to large weights: :math:`\theta^2 |g|`.
+
+    With ``origin``, the weights at initialisation :math:`\theta_0`, it is biased to
+    those that moved: :math:`|\theta - \theta_0| \, |\theta g|`.
+    """
+    moved = flow.params
+    if origin is not None:
+        _checks.check_like(origin, flow.params, "origin", "the flow's params")
+        moved = jax.tree.map(lambda p, o: p - o.astype(p.dtype), flow.params, origin)
+    return jax.tree.map(lambda d, s: jnp.abs(d) * s, moved, loss_preservation(flow))
+
+
+def grasp(flow: Flow) -> Scores:
+    r"""The gradient norm a weight carries, :math:`\theta \cdot Hg`, signed (GraSP).
+
+    Removing the smallest, as everywhere here, raises the gradient norm most.
+    """
+    return jax.tree.map(jnp.multiply, flow.params, _hessian_gradient(flow))
+
+
+def gradient_preservation(flow: Flow) -> Scores:
+    r"""How much removal changes the gradient norm: :math:`|\theta \cdot Hg|`."""
+    return jax.tree.map(jnp.abs, grasp(flow))
+
+
+def fisher(flow: Flow) -> Scores:
+    r"""The loss a removal costs near a minimum: :math:`\theta^2 \, E[g^2]`.
+
+    The mean is over minibatch gradients squared, not over single examples: a diagonal
+    of the empirical Fisher matrix only for batches of one.
+    """
+    return jax.tree.map(lambda p, s: p**2 * s, flow.params, flow.squared_gradient)
+
+
+def drive(
+    flow: Flow,
+    *,
+    weights: tuple[Real, Real, Real] = (1, 1, 1),
+    normalize: str = "sum",
+    prunable: Prunable = matrices,
+) -> Scores:
+    r"""Size, sensitivity and distance from convergence, in one score (DRIVE).
+
+    .. math:: s = \alpha \frac{|\theta|}{Z_1} + \beta \frac{|\theta g|}{Z_2}
+                + \gamma \frac{|g|}{Z_3}
+
+    Our reading of a paper of which only the abstract and summaries were at hand: the
+    weights, the sum and the normalisation are choices, and so arguments.
+
+    Args:
+      flow: of order 1 or 2.
+      weights: :math:`(\alpha, \beta, \gamma)`.
+      normalize: what each Z is, over the prunable weights that are not exactly 0: their
+        term's "sum" or "mean", or "none" for 1. A term that is 0 everywhere stays 0.
+      prunable: which leaves the normalisation counts.
+
+    References:
+      Saikumar & Varghese, `DRIVE: Dual Gradient-Based Rapid Iterative Pruning
+      <https://arxiv.org/abs/2404.03687>`_, 2024.
+    """
+    check_normalize(normalize)
+    flags = select_prunable(flow.params, prunable)
+    survivors = [p != 0 for p in jax.tree.leaves(flow.params)]
+
+    def total(leaves: list[jax.Array]) -> jax.Array:
+        rows = zip(leaves, survivors, flags, strict=True)
+        sums = [jnp.sum(jnp.where(s, x, jnp.zeros_like(x))) for x, s, f in rows if f]
+        return sum(sums[1:], start=sums[0])
+
+    def term(tree: Any, weight: float) -> Any:
+        leaves = jax.tree.leaves(tree)
+        if normalize == "none":
+            scale = jnp.ones_like(total(leaves))
+        else:
+            scale = total(leaves)
+            if normalize == "mean":
+                scale = scale / jnp.maximum(
+                    total([jnp.ones_like(x) for x in leaves]), 1
+                )
+        scale = jnp.where(scale > 0, weight / scale, jnp.zeros_like(scale))
+        return jax.tree.map(lambda x: scale.astype(x.dtype) * x, tree)
+
+    terms = (
+        term(magnitude(flow), weights[0]),
+        term(loss_preservation(flow), weights[1]),
+        term(jax.tree.map(jnp.abs, flow.gradient), weights[2]),
+    )
+    return jax.tree.map(lambda a, b, c: a + b + c, *terms)
+
+
+def check_normalize(normalize: str) -> None:
+    """Raises unless `drive` knows the normalisation."""
+    if normalize not in ("sum", "mean", "none"):
+        raise ValueError(
+            f"normalize is 'sum', 'mean' or 'none'; got {normalize!r}. Each term of "
+            "DRIVE is divided by that, over the prunable weights that are not 0."
+        )
+
+
+def _hessian_gradient(flow: Flow) -> Any:
+    if flow.hessian_gradient is None:
+        raise ValueError(
+            "This measure needs Hg, but the flow is of order 1. Build it with order=2: "
+            "jp.gradient_flow(loss_fn, order=2) or jp.mean_flow(..., order=2)."
+        )
+    return flow.hessian_gradient
+
+
+Measure = Callable[[Flow], Scores]
