@@ -32,8 +32,8 @@ def cost(fn: Callable[..., Any], params: Any, *inputs: Any, mask: Any = None) ->
 
     *What runs.* ``scan`` counts its length times, ``cond`` its dearest branch (for each
     of the two numbers), ``shard_map`` every shard, a Pallas kernel every point of its
-    grid. Results that nothing uses are not counted (the loss in ``jax.grad(loss_fn)``),
-    recomputation (``jax.checkpoint``) is. Opaque kernels (``ffi_call``, cuDNN attention,
+    grid. What nothing uses is not counted (the loss in ``jax.grad(loss_fn)``); what
+    ``jax.checkpoint`` recomputes is. Opaque kernels (``ffi_call``, cuDNN attention,
     callbacks) count as 0. A convolution counts, per spatial axis, kernel size times the
     smaller of input and output size: taps on the padding count, as in publications,
     zeros that dilation inserts do not. So a convolution costs the same as its gradient
@@ -42,9 +42,9 @@ def cost(fn: Callable[..., Any], params: Any, *inputs: Any, mask: Any = None) ->
     *Densities* assume that the kept weights are spread evenly over their leaf. They are
     followed through casts, negation and other functions with f(0) = 0, products,
     reshapes, transpositions, slices, gathers, concatenations, the stacked weights of a
-    ``scan``, and into every sub-jaxpr. A sum of two weights has at most the sum of their
-    densities. Whatever else is computed from weights counts as dense, and so do
-    activations and cotangents: the gradient by a pruned weight is a dense contraction.
+    ``scan``, and into every sub-jaxpr. A sum of two weights counts with the sum of
+    their densities, at most 1. Whatever else is computed from weights is dense, and so
+    are activations and cotangents: the gradient by a weight is a dense contraction.
     If both operands stem from weights (a low-rank product), their densities multiply,
     as for independent leaves, and the result is dense.
 
@@ -175,23 +175,22 @@ def _equation(eqn: JaxprEqn, values: list[_Value]) -> tuple[_Work, list[_Value]]
 
 def _dot_general(eqn: JaxprEqn) -> int:
     (contracted, _), _ = eqn.params["dimension_numbers"]
-    lhs = eqn.invars[0].aval.shape
-    return math.prod(eqn.outvars[0].aval.shape) * math.prod(lhs[i] for i in contracted)
+    lhs, out = _shape(eqn.invars[0]), _shape(eqn.outvars[0])
+    return math.prod(out) * math.prod(lhs[i] for i in contracted)
 
 
 def _ragged_dot(eqn: JaxprEqn) -> int:
     # Each row of the left meets the matrix of one group.
     numbers = eqn.params["ragged_dot_dimension_numbers"]
     (_, contracted), (_, batch) = numbers.dot_dimension_numbers
-    lhs, rhs = (v.aval.shape for v in eqn.invars[:2])
+    lhs, rhs = map(_shape, eqn.invars[:2])
     shared = {*contracted, *batch, *numbers.rhs_group_dimensions}
     return math.prod(lhs) * math.prod(n for i, n in enumerate(rhs) if i not in shared)
 
 
 def _convolution(eqn: JaxprEqn) -> int:
     lhs_spec, rhs_spec, out_spec = eqn.params["dimension_numbers"]
-    lhs, rhs = (v.aval.shape for v in eqn.invars)
-    out = eqn.outvars[0].aval.shape
+    lhs, rhs, out = map(_shape, [*eqn.invars, *eqn.outvars])
     channels = out[out_spec[0]] * out[out_spec[1]] * rhs[rhs_spec[1]]
     axes = zip(lhs_spec[2:], rhs_spec[2:], out_spec[2:], strict=True)
     return channels * math.prod(min(lhs[i], out[o]) * rhs[k] for i, k, o in axes)
@@ -316,8 +315,8 @@ def _densities(eqn: JaxprEqn, values: list[_Value]) -> list[_Value]:
         return [_product(values)]
     if name in _JOINING:
         return [_joined(values[1:] if name == "select_n" else values)]
-    if name == "concatenate":
-        return [_mixed(values, [v.aval.size for v in eqn.invars])]
+    if name in ("concatenate", "stack"):
+        return [_mixed(values, [math.prod(_shape(v)) for v in eqn.invars])]
     return [_DENSE] * count
 
 
@@ -352,8 +351,12 @@ def _mixed(values: Sequence[_Value], sizes: Sequence[int]) -> _Value:
     return _Value(sum(filled, Fraction(0)) / sum(sizes), object())
 
 
+def _shape(atom: Any) -> tuple[int, ...]:
+    return getattr(atom.aval, "shape", ())  # Tokens have none.
+
+
 def _ranks(atoms: Sequence[Any]) -> list[int]:
-    return [len(getattr(atom.aval, "shape", ())) for atom in atoms]
+    return [len(_shape(atom)) for atom in atoms]
 
 
 def _sizes(params: Any) -> list[int]:

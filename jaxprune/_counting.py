@@ -19,9 +19,10 @@ from jaxprune._wide import Wide
 
 _TESTS = 3  # How many tests one pass counts.
 _SMALL = 2**16  # Leaves up to this size are counted in one piece.
-_SLICE = 32  # Entries summed at a time: XLA fuses sums over axes this short.
-_WALKED = 128  # The least length walked, if the axis is split at all.
-_ROW = 4096  # The row length that a vector is folded into.
+_SLICE = 8  # Entries summed at a time: XLA fuses short sums, and caches hold them.
+_SHORTEST = 32  # The shortest axis worth walking along.
+_WALKED = 128  # An axis is split further than need be down to this length.
+_ROWS = range(4096, 63, -1)  # The row lengths that a vector may be folded into.
 _FIELD = 10  # Bits a count takes while three of them share one uint32.
 
 
@@ -71,9 +72,13 @@ def whole(shape: tuple[int, ...]) -> Region:
     return Region(shape, (0,) * len(shape), shape)
 
 
-def zero_like(leaf: jax.Array) -> jax.Array:
-    """A uint32 zero that varies over the mesh axes that ``leaf`` varies over."""
-    return jnp.sum(jnp.zeros_like(leaf, dtype=jnp.uint32), dtype=jnp.uint32)
+def zero_like(stacks: Sequence[Stack]) -> jax.Array:
+    """A uint32 zero that varies over the mesh axes that any of the leaves varies over.
+
+    Inside ``shard_map`` a loop must start from a state that varies as its results do.
+    """
+    zeros = [jnp.zeros_like(stack.scores, dtype=jnp.uint32) for stack in stacks]
+    return functools.reduce(jnp.add, [jnp.sum(z, dtype=jnp.uint32) for z in zeros])
 
 
 def precedes(stack: Stack, bound: Wide) -> Callable[[Region], jax.Array]:
@@ -157,24 +162,28 @@ def _count_leaf(stack: Stack, test: Callable[..., Any]) -> list[Any]:
 def _layout(leaf: jax.Array) -> tuple[tuple[int, ...], int] | None:
     """Chooses a shape to walk a leaf in, and the axis of it to walk along.
 
-    The longest axis of d entries is split into (g, d / g), and the inner part walked. A
-    device boundary may cut the outer part into g, a power of two; on Explicit meshes g
-    is a multiple of the shards.
+    The longest axis of d entries is split into (g, d / g), and the inner part walked.
+    Device boundaries may cut the outer part only, so g is a multiple of 8 if d is, of
+    more if d is long, and of the shards where an Explicit mesh tells their number.
     """
     if leaf.size < _SMALL:
         return None
     shape, folded = leaf.shape, leaf.ndim == 2
     if folded:  # A vector is folded into rows; the leading axis is the stack's.
-        row = math.gcd(shape[1], _ROW)
+        even = math.gcd(shape[1], 8)
+        row = next((row for row in _ROWS if shape[1] % (even * row) == 0), 1)
         shape = (shape[0], shape[1] // row, row)
     axis = 1 + int(np.argmax(shape[1:-1]))
-    if shape[axis] < 2 * _SLICE < shape[-1]:
+    if shape[axis] < 8 * _SHORTEST < shape[-1]:
         axis = len(shape) - 1
-    outer = _shards(leaf, 1 if folded else axis)
+    shards = _shards(leaf, 1 if folded else axis)
+    outer = math.lcm(shards, math.gcd(shape[axis], 8))
+    if shape[axis] % outer:
+        outer = shards
     while shape[axis] % (2 * outer) == 0 and shape[axis] // (2 * outer) >= _WALKED:
         outer *= 2
     inner = shape[axis] // outer
-    if inner < _SLICE:
+    if inner < _SHORTEST:
         return None
     return (*shape[:axis], outer, inner, *shape[axis + 1 :]), axis + 1
 
@@ -202,7 +211,7 @@ def _count_in_slices(
     """Sums three tests along one axis, a slice at a time, packed into one uint32."""
     arrays = [array.reshape(shape) for array in arrays]
     length = shape[axis]
-    width = next((w for w in range(_SLICE, 7, -1) if length % w == 0), _SLICE)
+    width = next((w for w in range(_SLICE, 2, -1) if length % w == 0), _SLICE)
 
     def counts_at(start: Any, width: int) -> list[jax.Array]:
         blocks = [jax.lax.dynamic_slice_in_dim(a, start, width, axis) for a in arrays]

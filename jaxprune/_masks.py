@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _checks, _wide
+from jaxprune._placement import placed_like
 from jaxprune._prunable import matrices, select_prunable
 from jaxprune._selection import select
 from jaxprune._types import Mask, Params, Prunable, Scores
@@ -320,15 +321,7 @@ def _assemble(
     result = []
     for leaf, flag, old in zip(leaves, flags, kept, strict=True):
         if flag:
-            result.append(_placed_like(next(remaining), leaf))
+            result.append(placed_like(next(remaining), leaf))
         else:
             result.append(jnp.ones_like(leaf, dtype=bool) if old is None else old)
     return jax.tree.unflatten(structure, result)
-
-
-def _placed_like(mask: jax.Array, leaf: Any) -> jax.Array:
-    """Outside ``jit``, puts a mask on its scores' devices if the compiler did not."""
-    if not _checks.is_concrete((mask, leaf)) or not isinstance(leaf, jax.Array):
-        return mask
-    same = mask.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
-    return mask if same else jax.device_put(mask, leaf.sharding)

@@ -5,9 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxprune import _checks, measures
 from jaxprune._flow import gradient_flow
+from jaxprune._placement import placed_like
 from jaxprune._prunable import matrices
 from jaxprune._types import LossFn, Params, Prunable, Real, ScoreFn, Scores
 
@@ -376,9 +378,9 @@ def _widened(leaf: Any) -> jax.Array:
 
 def _uniform_like(key: jax.Array, leaf: Any) -> jax.Array:
     dtype = jnp.promote_types(leaf.dtype, jnp.float32)
-    # An Explicit mesh wants to be told; elsewhere the type says nothing.
-    sharding = jax.typeof(leaf).sharding
-    explicit = any(axis is not None for axis in sharding.spec)
-    return jax.random.uniform(
-        key, leaf.shape, dtype, out_sharding=sharding if explicit else None
-    )
+    sharding = None
+    if isinstance(leaf, Tracer):  # On an Explicit mesh its type says where it lies.
+        known = jax.typeof(leaf).sharding
+        sharding = known if any(known.spec) else None
+    noise = jax.random.uniform(key, jnp.shape(leaf), dtype, out_sharding=sharding)
+    return placed_like(noise, leaf)

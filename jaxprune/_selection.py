@@ -88,7 +88,7 @@ def _threshold(
     number there is where that was not counted).
     """
     unsigned = _unsigned(dtype)
-    zero = _counting.zero_like(stacks[0].scores)
+    zero = _counting.zero_like(stacks)
 
     def round_(i: Any, state: tuple[Any, Wide, Wide]) -> tuple[Any, Wide, Wide]:
         key, above, at = state
@@ -128,7 +128,7 @@ def _tie_bound(
     counts right, which for a few ties is after a few rounds.
     """
     size = sum(stack.scores.size for stack in stacks)
-    zero = _counting.zero_like(stacks[0].scores)
+    zero = _counting.zero_like(stacks)
 
     def pending(state: tuple[Any, Wide]) -> Any:
         shift, _ = state

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import _checks
+from jaxprune._placement import placed_like
 from jaxprune._types import Mask, Params
 
 
@@ -28,7 +29,7 @@ def initial_mask(mask: Mask | None, params: Params) -> Mask:
     mask = _narrowed(mask, params)
     _checks.check_mask(mask, params)
     _checks.check_keeps_something(mask)
-    return jax.tree.map(_copied_to, mask, params)
+    return jax.tree.map(_copied, mask, params)
 
 
 def get_mask(opt_state: Any, params: Params) -> Mask:
@@ -106,7 +107,7 @@ def set_mask(opt_state: Any, mask: Mask) -> Any:
         new = jax.tree.unflatten(
             structure,
             [
-                _copied_to(leaf, old)
+                _copied(leaf, old)
                 for leaf, old in zip(jax.tree.leaves(new), old_leaves, strict=True)
             ],
         )
@@ -192,10 +193,12 @@ def _matching_leaves(tree: Any, reference: Any) -> list[Any]:
     return leaves
 
 
-def _copied_to(mask: Any, leaf: Any) -> jax.Array:
+def _copied(mask: Any, leaf: Any) -> jax.Array:
     """Copies a mask, so that donation spares the user's, to where ``leaf`` lies."""
-    copy = jnp.array(mask, copy=True)
-    if _checks.is_concrete((copy, leaf)) and isinstance(leaf, jax.Array):
-        if not copy.sharding.is_equivalent_to(leaf.sharding, leaf.ndim):
-            return jax.device_put(copy, leaf.sharding)
+    copy = placed_like(jnp.array(mask, copy=True), leaf)
+    # While tracing, an Explicit mesh wants to be told; elsewhere the type says nothing.
+    sharding = jax.typeof(leaf).sharding
+    explicit = any(axis is not None for axis in sharding.spec)
+    if explicit and jax.typeof(copy).sharding != sharding:
+        return jax.sharding.reshard(copy, sharding)
     return copy

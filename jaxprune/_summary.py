@@ -23,8 +23,9 @@ def sparsity(mask: Any, params: Any = None, *, prunable: Prunable = matrices) ->
 
     Without ``params`` the sums run over all leaves; with ``params`` over the leaves
     that may be pruned, which is the sparsity that `jaxprune.global_mask` is asked for.
-    The counts are exact up to :math:`2^{44}` weights; only the quotient is rounded. It
-    runs under ``jit``: a train step may log it from the mask in the optimizer state.
+    The counts are exact up to :math:`2^{44}` weights; only the quotient is rounded, to
+    one unit in the last place. It runs under ``jit``: a train step may log it from the
+    mask in the optimizer state.
 
     Args:
       mask: a tree of bool, True = kept.
@@ -32,8 +33,7 @@ def sparsity(mask: Any, params: Any = None, *, prunable: Prunable = matrices) ->
       prunable: which leaves of ``params`` count; unused without ``params``.
 
     Returns:
-      A float32 scalar array in [0, 1]: 0.0 only if all is kept, 1.0 only if nothing is
-      (up to the rounding of float32).
+      A float32 scalar array in [0, 1]: exactly 0 if all is kept, 1 if nothing is.
 
     Raises:
       TypeError: if a leaf of ``mask`` is not bool.
@@ -62,7 +62,9 @@ def sparsity(mask: Any, params: Any = None, *, prunable: Prunable = matrices) ->
     kept = _counting.count(stacks, [_thrice] * len(stacks))[0]
     size = sum(leaf.size for leaf in leaves)
     removed = _wide.to_float(_wide.subtract(_wide.wide(size), kept))
-    return removed / jnp.float32(size)
+    # XLA divides by a constant as it multiplies by the inverse: 41 / 41 is not 1.
+    nothing = (kept.high | kept.low) == 0
+    return jnp.where(nothing, jnp.float32(1), removed / jnp.float32(size))
 
 
 def summary(params: Any, mask: Any, *, prunable: Prunable = matrices) -> "Summary":
