@@ -5,6 +5,8 @@
 
 from jaxprune import measures as measures
 from jaxprune._allocation import erk as erk
+from jaxprune._cost import Cost as Cost
+from jaxprune._cost import cost as cost
 from jaxprune._flow import Flow as Flow
 from jaxprune._flow import FlowRates as FlowRates
 from jaxprune._flow import flow_rates as flow_rates

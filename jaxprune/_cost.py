@@ -275,7 +275,7 @@ def _call(eqn: JaxprEqn, values: list[_Value]) -> tuple[_Work, list[_Value]]:
         inputs = values if same else [_DENSE] * len(jaxpr.invars)
         work, inner = _walk(jaxpr, inputs)
         flops, sparse = flops + work.flops, sparse + work.sparse
-        if same and _ranks(jaxpr.outvars) == _ranks(eqn.outvars):
+        if len(inner) == len(outputs):
             outputs = inner
     return _Work(flops, sparse), outputs
 
@@ -338,8 +338,6 @@ def _joined(values: Sequence[_Value]) -> _Value:
     distinct = list({v.support: v for v in values if v is not _ZERO}.values())
     if len(distinct) <= 1:
         return distinct[0] if distinct else _ZERO
-    if _DENSE in distinct:
-        return _DENSE
     density = sum((v.density for v in distinct), Fraction(0))
     return _Value(min(Fraction(1), density), object())
 

@@ -17,7 +17,6 @@ import numpy as np
 from jaxprune import _wide
 from jaxprune._wide import Wide
 
-_TESTS = 3  # How many tests one pass counts.
 _SMALL = 2**16  # Leaves up to this size are counted in one piece.
 _SLICE = 8  # Entries summed at a time: XLA fuses short sums, and caches hold them.
 _SHORTEST = 32  # The shortest axis worth walking along.
@@ -67,6 +66,14 @@ def stacked(
     ]
 
 
+def unstacked(arrays: Sequence[jax.Array], stacks: Sequence[Stack]) -> list[jax.Array]:
+    """Deals arrays like the stacks back to the leaves, in their order."""
+    leaves: dict[int, jax.Array] = {}
+    for array, stack in zip(arrays, stacks, strict=True):
+        leaves |= {member: array[i] for i, member in enumerate(stack.members)}
+    return [leaves[i] for i in range(len(leaves))]
+
+
 def whole(shape: tuple[int, ...]) -> Region:
     """The region that is the whole array."""
     return Region(shape, (0,) * len(shape), shape)
@@ -108,21 +115,25 @@ def precedes(stack: Stack, bound: Wide) -> Callable[[Region], jax.Array]:
     return test
 
 
-def count(stacks: Sequence[Stack], tests: Sequence[Callable[..., Any]]) -> list[Wide]:
-    """Counts, for three tests at once, the eligible entries that pass.
+def count(
+    stacks: Sequence[Stack], tests: Sequence[Callable[..., Any]], number: int
+) -> list[Wide]:
+    """Counts, for up to three tests at once, the eligible entries that pass.
 
     Args:
       stacks: the leaves, from `stacked`.
-      tests: for each stack a function of a block of scores and its `Region` to three
-        bool arrays of the block's shape.
+      tests: for each stack a function of a block of scores and its `Region` to
+        ``number`` bool arrays of the block's shape.
+      number: how many counts one pass makes; three share a uint32.
 
     Returns:
-      Three counts.
+      That many counts.
     """
     counts = [
-        _count_leaf(stack, test) for stack, test in zip(stacks, tests, strict=True)
+        _count_leaf(stack, test, number)
+        for stack, test in zip(stacks, tests, strict=True)
     ]
-    totals = [Wide(np.uint32(0), np.uint32(0))] * _TESTS
+    totals = [Wide(np.uint32(0), np.uint32(0))] * number
     small = [c for c in counts if not isinstance(c[0], Wide)]
     if small:
         totals = [_wide.total(jnp.stack(c)) for c in zip(*small, strict=True)]
@@ -131,7 +142,13 @@ def count(stacks: Sequence[Stack], tests: Sequence[Callable[..., Any]]) -> list[
     return totals
 
 
-def _count_leaf(stack: Stack, test: Callable[..., Any]) -> list[Any]:
+def count_true(leaves: Sequence[jax.Array]) -> Wide:
+    """Counts the True entries of bool leaves."""
+    stacks = stacked(leaves, None)
+    return count(stacks, [lambda block, _: [block]] * len(stacks), 1)[0]
+
+
+def _count_leaf(stack: Stack, test: Callable[..., Any], number: int) -> list[Any]:
     """Counts within one stack: int32 scalars, or two words each in a giant leaf."""
     leaf = stack.scores
     arrays = (leaf,) if stack.eligible is None else (leaf, stack.eligible)
@@ -151,7 +168,8 @@ def _count_leaf(stack: Stack, test: Callable[..., Any]) -> list[Any]:
         return [summed(passed) for passed in passing(arrays, whole(leaf.shape))]
 
     def sliced(*arrays: jax.Array) -> list[Any]:
-        return [summed(c) for c in _count_in_slices(arrays, *layout, passing)]
+        counts = _count_in_slices(arrays, *layout, passing, number)
+        return [summed(c) for c in counts]
 
     layout = _layout(leaf)
     if layout is None:
@@ -207,8 +225,9 @@ def _count_in_slices(
     shape: tuple[int, ...],
     axis: int,
     passing: Callable[[Sequence[jax.Array], Region], list[jax.Array]],
+    number: int,
 ) -> list[jax.Array]:
-    """Sums three tests along one axis, a slice at a time, packed into one uint32."""
+    """Sums the tests along one axis, a slice at a time, packed into one uint32."""
     arrays = [array.reshape(shape) for array in arrays]
     length = shape[axis]
     width = next((w for w in range(_SLICE, 2, -1) if length % w == 0), _SLICE)
@@ -235,7 +254,7 @@ def _count_in_slices(
         return [s + c for s, c in zip(sums, counts_at(start, width), strict=True)]
 
     row = jax.lax.index_in_dim(arrays[0], 0, axis, keepdims=False)
-    sums = [jnp.zeros_like(row, dtype=jnp.int32) for _ in range(_TESTS)]
+    sums = [jnp.zeros_like(row, dtype=jnp.int32) for _ in range(number)]
     full, rest = divmod(length, width)
     sums = jax.lax.fori_loop(0, full, lambda i, s: add(s, i * width, width), sums)
     return add(sums, full * width, rest) if rest else sums

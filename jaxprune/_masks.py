@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune import _checks, _wide
+from jaxprune import _checks, _counting, _wide
 from jaxprune._placement import placed_like
 from jaxprune._prunable import matrices, select_prunable
 from jaxprune._selection import select
@@ -270,11 +270,9 @@ def _global(
         select([leaf], _wide.wide(min_keep), [a])[0]
         for leaf, a in zip(leaves, allowed, strict=True)
     ]
-    total = _wide.wide(0)
-    for mask in floor:
-        total = _wide.add(total, _wide.count_true(mask))
     rest = [a & ~f for a, f in zip(allowed, floor, strict=True)]
-    others = select(leaves, _wide.saturating_subtract(keep, total), rest)
+    room = _wide.saturating_subtract(keep, _counting.count_true(floor))
+    others = select(leaves, room, rest)
     return [f | o for f, o in zip(floor, others, strict=True)]
 
 

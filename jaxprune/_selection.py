@@ -53,15 +53,26 @@ def select(
 
         room = _wide.saturating_subtract(keep, above)
         choose = _wide.less(room, _wide.subtract(at, above))
-        bound = _tie_bound(stacks, is_tied, room, choose)
-        masks: dict[int, jax.Array] = {}
-        for stack in stacks:
+
+        def all_tied(x: jax.Array) -> jax.Array:
+            return jnp.where(lowest, jnp.bool_(True), x >= value)
+
+        def some_tied(stack: Stack, bound: Wide) -> jax.Array:
             x = stack.scores
             first = _counting.precedes(stack, bound)(_counting.whole(x.shape))
-            mask = jnp.where(lowest, x == x, x > value) | (is_tied(x) & first)
-            mask = mask if stack.eligible is None else mask & stack.eligible
-            masks |= {i: mask[j] for j, i in enumerate(stack.members)}
-        return [masks[i] for i in range(len(leaves))]
+            return jnp.where(lowest, x == x, x > value) | (is_tied(x) & first)
+
+        masks = jax.lax.cond(
+            choose,
+            lambda bound: [some_tied(stack, bound) for stack in stacks],
+            lambda _: [all_tied(stack.scores) for stack in stacks],
+            _tie_bound(stacks, is_tied, room, choose),
+        )
+        masks = [
+            mask if stack.eligible is None else mask & stack.eligible
+            for mask, stack in zip(masks, stacks, strict=True)
+        ]
+        return _counting.unstacked(masks, stacks)
 
 
 def _precision(leaves: Sequence[jax.Array]) -> contextlib.AbstractContextManager[Any]:
@@ -96,7 +107,7 @@ def _threshold(
         keys = [key + (unsigned.type(j) << shift) for j in (1, 2, 3)]
         values = [_from_key(k, dtype) for k in keys]
         counts = _counting.count(
-            stacks, [lambda x, _: [x >= v for v in values]] * len(stacks)
+            stacks, [lambda x, _: [x >= v for v in values]] * len(stacks), 3
         )
         for candidate, n in zip(keys, counts, strict=True):
             below = _below_infinity(candidate, dtype)
@@ -146,7 +157,7 @@ def _tie_bound(
             tests = [_counting.precedes(stack, bound) for bound in bounds]
             return lambda x, region: [is_tied(x) & before(region) for before in tests]
 
-        counts = _counting.count(stacks, [test(stack) for stack in stacks])
+        counts = _counting.count(stacks, [test(stack) for stack in stacks], 3)
         found = jnp.bool_(False)
         for bound, n in zip(bounds, counts, strict=True):
             start = _wide.where(_wide.less(n, room), bound, start)

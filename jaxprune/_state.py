@@ -15,7 +15,7 @@ from jaxprune._placement import placed_like
 from jaxprune._types import Mask, Params
 
 
-def initial_mask(mask: Mask | None, params: Params) -> Mask:
+def initial_mask(mask: Mask | None, params: Any) -> Any:
     """The mask that a link starts from: a checked copy, or all True.
 
     It is narrowed to the leaves that the link sees inside ``optax.masked``, and lies

@@ -58,8 +58,7 @@ def sparsity(mask: Any, params: Any = None, *, prunable: Prunable = matrices) ->
             "sparsity has no weights to count: the mask has no leaves, or only empty "
             "ones. Pass the mask that a mask builder returned."
         )
-    stacks = _counting.stacked(leaves, None)
-    kept = _counting.count(stacks, [_thrice] * len(stacks))[0]
+    kept = _counting.count_true(leaves)
     size = sum(leaf.size for leaf in leaves)
     removed = _wide.to_float(_wide.subtract(_wide.wide(size), kept))
     # XLA divides by a constant as it multiplies by the inverse: 41 / 41 is not 1.
@@ -215,11 +214,6 @@ def _leaf_counts(leaf: jax.Array) -> tuple[_wide.Wide, Any]:
     along = jnp.sum(leaf, axis=int(np.argmax(leaf.shape)), dtype=jnp.int32)
     reached = jnp.any(leaf, axis=tuple(range(leaf.ndim - 1)))
     return _wide.total(along), jnp.sum(~reached, dtype=jnp.int32)
-
-
-def _thrice(block: jax.Array, region: Any) -> list[jax.Array]:
-    del region
-    return [block, block, block]  # `_counting.count` counts three things in one pass.
 
 
 def _total(counts: Sequence[tuple[int, int]]) -> Total:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 T = TypeVar("T")  # Names the tree structure; only jaxtyping reads it.
@@ -10,10 +11,10 @@ T = TypeVar("T")  # Names the tree structure; only jaxtyping reads it.
 Params: TypeAlias = PyTree[Any, "T"]
 """Any pytree of arrays. Its floating leaves are the weights."""
 
-Scores: TypeAlias = PyTree[Float[Array, "?*shape"], "T"]
+Scores: TypeAlias = PyTree[Float[Array | np.ndarray, "?*shape"], "T"]
 """A tree like the parameters; the larger the score, the better the reason to keep."""
 
-Mask: TypeAlias = PyTree[Bool[Array, "?*shape"], "T"]
+Mask: TypeAlias = PyTree[Bool[Array | np.ndarray, "?*shape"], "T"]
 """A tree like the parameters; ``True`` is kept, and stands wherever pruning may not."""
 
 LossFn: TypeAlias = Callable[..., Any]

@@ -44,17 +44,19 @@ def to_float(number: Wide) -> Any:
 def add(a: Wide, b: Wide) -> Wide:
     """Returns a + b."""
     low = jnp.add(a.low, b.low)
-    return Wide(a.high + b.high + (low < b.low).astype(_U32), low)
+    return Wide(jnp.add(a.high, b.high) + (low < b.low).astype(_U32), low)
 
 
 def subtract(a: Wide, b: Wide) -> Wide:
     """Returns a - b, for a >= b."""
-    return Wide(a.high - b.high - (a.low < b.low).astype(_U32), a.low - b.low)
+    borrow = jnp.less(a.low, b.low).astype(_U32)
+    return Wide(jnp.subtract(a.high, b.high) - borrow, jnp.subtract(a.low, b.low))
 
 
 def less(a: Wide, b: Wide) -> Any:
     """Tells whether a < b."""
-    return (a.high < b.high) | ((a.high == b.high) & (a.low < b.low))
+    below = jnp.less(a.low, b.low)
+    return jnp.less(a.high, b.high) | (jnp.equal(a.high, b.high) & below)
 
 
 def where(condition: Any, a: Wide, b: Wide) -> Wide:
@@ -169,10 +171,3 @@ def row_size(shape: tuple[int, ...]) -> int:
             break
         size *= dim
     return size if size else math.prod(shape)
-
-
-def count_true(mask: jax.Array) -> Wide:
-    """Counts the True entries of a bool array, exactly."""
-    if mask.size < 2**31:
-        return Wide(np.uint32(0), jnp.sum(mask, dtype=jnp.uint32))
-    return total(jnp.sum(mask, axis=int(np.argmax(mask.shape)), dtype=jnp.int32))

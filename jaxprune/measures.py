@@ -111,7 +111,7 @@ def drive(
         sums = [jnp.sum(jnp.where(s, x, jnp.zeros_like(x))) for x, s, f in rows if f]
         return sum(sums[1:], start=sums[0])
 
-    def term(tree: Any, weight: float) -> Any:
+    def term(tree: Any, weight: Real) -> Any:
         leaves = jax.tree.leaves(tree)
         if normalize == "none":
             scale = jnp.ones_like(total(leaves))

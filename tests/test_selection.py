@@ -1,0 +1,179 @@
+"""The selection without a sort, against NumPy's sort."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxprune import _counting, _selection, _wide
+
+SHAPES = [(300, 257), (7,), (40, 50), (8, 8), (8, 8), ()]
+
+DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16, jnp.float8_e4m3fn]
+
+# What the scores look like: a new hard case is one line here.
+CASES = {
+    "normal": lambda x: x,
+    "ties": lambda x: np.round(2 * x) / 2,
+    "all equal": lambda x: np.ones_like(x),
+    "signed zeros": lambda x: np.where(x > 1, x, np.copysign(0.0, x)),
+    "infinities": lambda x: np.where(x > 1, np.inf, np.where(x < -1, -np.inf, x)),
+    "nan": lambda x: np.where(x > 0.5, np.nan, np.where(x < -1, -np.inf, x)),
+    "tiny": lambda x: (x * 1e-12) ** 2,
+}
+
+_select = jax.jit(_selection.select)
+
+
+def reference(leaves, keep, eligible=None):
+    """The same by a stable NumPy sort: ineligible last, NaN before them, then score."""
+    flat = np.concatenate([np.asarray(x, np.float64).ravel() for x in leaves])
+    nan = np.isnan(flat)
+    flat = np.where(nan, 0.0, flat) + 0.0  # -0.0 + 0.0 is 0.0.
+    allowed = np.ones(flat.size, bool)
+    if eligible is not None:
+        allowed = np.concatenate([np.asarray(e).ravel() for e in eligible])
+    order = np.lexsort((np.arange(flat.size), -flat, nan, ~allowed))
+    mask = np.zeros(flat.size, bool)
+    mask[order[:keep]] = True
+    cuts = np.cumsum([x.size for x in leaves])[:-1]
+    parts = np.split(mask & allowed, cuts)
+    return [p.reshape(x.shape) for p, x in zip(parts, leaves, strict=True)]
+
+
+def scores_of(case, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    leaves = [CASES[case](rng.normal(size=shape)) for shape in SHAPES]
+    return [jnp.asarray(x, jnp.float32).astype(dtype) for x in leaves]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("restricted", [False, True])
+def test_equals_the_sort(case, dtype, restricted):
+    leaves = scores_of(case, dtype)
+    size = sum(x.size for x in leaves)
+    rng = np.random.default_rng(1)
+    eligible = (
+        [jnp.asarray(rng.random(s) < 0.7) for s in SHAPES] if restricted else None
+    )
+    for keep in (0, 1, 17, size // 10, size // 2, size - 5, size):
+        masks = _select(leaves, _wide.wide(keep), eligible)
+        for ours, theirs in zip(masks, reference(leaves, keep, eligible), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_subnormal_scores_keep_the_count_exact():
+    """They tie with 0 where the processor flushes them, but none is counted twice."""
+    scores = [
+        jnp.asarray(np.random.default_rng(0).random((40, 50)) * 1e-40, jnp.float32)
+    ]
+    for keep in (1, 500, 1999):
+        (mask,) = _select(scores, _wide.wide(keep))
+        assert int(mask.sum()) == keep
+
+
+def test_mixed_dtypes_are_compared_as_numbers():
+    leaves = [
+        x.astype(d)
+        for x, d in zip(
+            scores_of("normal", jnp.float32),
+            [*DTYPES[:3], *DTYPES[:3]],
+            strict=True,
+        )
+    ]
+    masks = _select(leaves, _wide.wide(1000))
+    for ours, theirs in zip(masks, reference(leaves, 1000), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_float64_scores_keep_their_digits_where_x64_is_off():
+    with jax.enable_x64(True):
+        scores = jnp.asarray([1.0, 1.0 + 1e-12, 1.0 + 2e-12, 1e300])
+    assert scores.dtype == np.float64
+    (mask,) = _select([scores], _wide.wide(2))
+    np.testing.assert_array_equal(mask, [False, False, True, True])
+
+
+def test_hundreds_of_leaves():
+    rng = np.random.default_rng(0)
+    shapes = [(8, 8), (3, 3, 4, 4), (5,)] * 100
+    leaves = [jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes]
+    masks = _select(leaves, _wide.wide(1234))
+    for ours, theirs in zip(masks, reference(leaves, 1234), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+LAYOUTS = [
+    (512, 512),
+    (300, 1000),  # A remainder after the last whole slice.
+    (64, 4096),
+    (3, 3, 64, 256),
+    (2**17,),
+    (131_101,),  # A prime: nothing to walk.
+    (4, 70_000),
+    (2, 40, 40, 40),
+]
+
+
+@pytest.mark.parametrize("shape", LAYOUTS, ids=str)
+def test_every_layout_counts_every_entry_once(shape):
+    """A layout is how a large leaf is walked on the CPU."""
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    for case in (x, np.round(x)):
+        leaves = [jnp.asarray(case)]
+        (mask,) = _select(leaves, _wide.wide(x.size // 3))
+        np.testing.assert_array_equal(mask, reference(leaves, x.size // 3)[0])
+
+
+def test_counting_is_exact_beyond_32_bits():
+    """A leaf of 2**33 + 2**32 entries that were never allocated.
+
+    Its partial counts are handed over as the walk would leave them.
+    """
+    partial = jnp.full((3, 2**10), 2**22, jnp.int32)
+    total = _wide.to_int(_wide.total(partial))
+    assert total == 3 * 2**32
+
+
+def test_flat_indices_are_exact_beyond_32_bits():
+    """Rows of a giant leaf's corner, looked at through a block of it."""
+    shape = (1, 40, 2**20, 2**10)  # 40 * 2**30 entries
+    offset = 3 * 2**32 + 5
+    index = 37 * 2**30 + 12 * 2**10 + 345
+    stack = _counting.Stack(
+        jax.ShapeDtypeStruct(shape, jnp.float32), None, (0,), (offset,)
+    )
+    test = _counting.precedes(stack, _wide.wide(offset + index))
+    region = _counting.Region(shape, (0, 36, 11, 0), (1, 3, 3, 2**10))
+    block = np.arange(36, 39)[:, None, None] * 2**30 + (
+        np.arange(11, 14)[:, None] * 2**10 + np.arange(2**10)
+    )
+    np.testing.assert_array_equal(test(region)[0], block < index)
+
+
+def test_a_giant_tree_traces():
+    """More than 2**31 weights in a leaf and in the tree: shapes only."""
+    leaves = [
+        jax.ShapeDtypeStruct((80, 8192, 8192), jnp.bfloat16),
+        jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32),
+    ]
+    masks = jax.eval_shape(_selection.select, leaves, _wide.wide(3 * 2**31))
+    assert [m.shape for m in masks] == [leaf.shape for leaf in leaves]
+
+
+def test_vmap_over_counts_and_over_scores():
+    leaves = scores_of("ties", jnp.float32)
+    keeps = [10, 1000, 70_000]
+    over_counts = jax.vmap(_selection.select, in_axes=(None, 0))
+    masks = jax.jit(over_counts)(leaves, jax.tree.map(jnp.asarray, _wide.wide(keeps)))
+    for i, keep in enumerate(keeps):
+        for ours, theirs in zip(masks, reference(leaves, keep), strict=True):
+            np.testing.assert_array_equal(ours[i], theirs)
+
+    lanes = [scores_of("ties", jnp.float32, seed) for seed in range(3)]
+    batched = jax.tree.map(lambda *xs: jnp.stack(xs), *lanes)
+    masks = jax.jit(jax.vmap(lambda x: _selection.select(x, _wide.wide(500))))(batched)
+    for i, lane in enumerate(lanes):
+        for ours, theirs in zip(masks, reference(lane, 500), strict=True):
+            np.testing.assert_array_equal(ours[i], theirs)
