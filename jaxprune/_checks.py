@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxprune._precision import precision_of
+
 _SHOWN = 3  # How many offending leaves a message lists.
 
 
@@ -154,7 +156,8 @@ def check_no_nans(tree: Any, name: str) -> None:
     leaves = jax.tree.leaves(tree)
     if not leaves or not is_concrete(leaves):
         return
-    found = np.asarray(_has_nan(leaves))
+    with precision_of(leaves):
+        found = np.asarray(_has_nan(leaves))
     paths = [p for p, nan in zip(leaf_paths(tree), found, strict=True) if nan]
     if paths:
         raise ValueError(

@@ -1,13 +1,14 @@
 """The gradient flow of a loss: the quantities that every criterion is made of."""
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxprune import _checks
+from jaxprune._precision import widened
 from jaxprune._types import LossFn, Params
 
 
@@ -96,9 +97,9 @@ def gradient_flow(
         else:
             gradient, hessian_vector = jax.linearize(grad, params)
             hessian_gradient = hessian_vector(gradient)
-        gradient = _widened(gradient)
+        gradient = widened(gradient)
         squared = jax.tree.map(jnp.square, gradient)
-        return Flow(_widened(params), gradient, _widened(hessian_gradient), squared)
+        return Flow(widened(params), gradient, widened(hessian_gradient), squared)
 
     return flow_fn
 
@@ -148,7 +149,7 @@ def mean_flow(
     """
     _check_order(order)
     _checks.check_floating(params, "params")
-    if order == 2 and iter(batches) is batches:
+    if order == 2 and isinstance(batches, Iterator):
         raise ValueError(
             "mean_flow reads the batches twice at order 2, but was given an iterator "
             "that can be read only once. Pass a list, a loader, or any object whose "
@@ -168,7 +169,7 @@ def mean_flow(
                 f"second time {seen_again[0]} of {seen_again[1]}. The batches must be "
                 "the same at every reading."
             )
-    return Flow(_widened(params), gradient, hessian_gradient, squared)
+    return Flow(widened(params), gradient, hessian_gradient, squared)
 
 
 def flow_rates(flow: Flow) -> FlowRates:
@@ -272,16 +273,8 @@ def _describe(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def _widened(tree: Any) -> Any:
-    """Casts half precision to float32, and leaves wider floats alone."""
-    return jax.tree.map(
-        lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)),
-        jax.tree.map(jnp.asarray, tree),
-    )
-
-
 def _zeros_like(params: Params) -> Any:
-    return jax.tree.map(jnp.zeros_like, _widened(params))
+    return jax.tree.map(jnp.zeros_like, widened(params))
 
 
 def _accumulated(
@@ -315,7 +308,7 @@ def _steps(loss_fn: LossFn) -> tuple[Any, Any]:
 def _make_steps(get_loss: Callable[[], Any]) -> tuple[Any, Any]:
     @jax.jit(donate_argnums=0)
     def first(total: Any, weight: jax.Array, params: Params, batch: Any) -> Any:
-        gradient = _widened(_gradient_fn(get_loss(), (batch,), None)(params))
+        gradient = widened(_gradient_fn(get_loss(), (batch,), None)(params))
         sums, squares = total
         return (
             jax.tree.map(lambda s, g: s + weight * g, sums, gradient),
@@ -330,7 +323,7 @@ def _make_steps(get_loss: Callable[[], Any]) -> tuple[Any, Any]:
         grad = _gradient_fn(get_loss(), (batch,), None)
         _, hessian_gradient = jax.jvp(grad, (params,), (tangent,))
         return jax.tree.map(
-            lambda s, h: s + weight * h, total, _widened(hessian_gradient)
+            lambda s, h: s + weight * h, total, widened(hessian_gradient)
         )
 
     return first, second

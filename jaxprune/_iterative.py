@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxprune import _checks, _wide, measures
 from jaxprune._flow import Flow, gradient_flow
 from jaxprune._masks import apply_mask, keep_at_most
+from jaxprune._precision import precision_of
 from jaxprune._prunable import matrices, select_prunable
 from jaxprune._schedules import exponential_schedule
 from jaxprune._types import LossFn, Mask, Params, Prunable, Real, ScoreFn
@@ -154,7 +155,8 @@ def _in_rounds(
         scores, prior = scored(mask)
         _checks.check_floating(scores, "scores")
         _checks.check_like(scores, params, "scores", "params")
-        nans = [jnp.any(jnp.isnan(s)) for s in jax.tree.leaves(scores)]
+        with precision_of(scores):
+            nans = [jnp.any(jnp.isnan(s)) for s in jax.tree.leaves(scores)]
         return (
             keep_at_most(scores, keep, flags, prior),
             ok & ~jnp.any(jnp.stack(nans)),

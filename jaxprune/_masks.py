@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxprune import _checks, _counting, _wide
 from jaxprune._placement import placed_like
+from jaxprune._precision import precision_of
 from jaxprune._prunable import matrices, select_prunable
 from jaxprune._selection import select
 from jaxprune._types import Mask, Params, Prunable, Scores
@@ -289,8 +290,12 @@ def _layerwise(
 
 @jax.jit(static_argnums=(1, 2, 3))
 def _best_of_groups(scores: jax.Array, n: int, m: int, axis: int) -> jax.Array:
+    with precision_of(scores):
+        return _best_by_rank(scores, n, m, axis % scores.ndim)
+
+
+def _best_by_rank(scores: jax.Array, n: int, m: int, axis: int) -> jax.Array:
     """Ranks each weight in its group by comparing it with the m - 1 others."""
-    axis = axis % scores.ndim
     shape = (
         *scores.shape[:axis],
         scores.shape[axis] // m,

@@ -6,10 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+from jax.sharding import AxisType
 
 from jaxprune import _checks, measures
 from jaxprune._flow import gradient_flow
 from jaxprune._placement import placed_like
+from jaxprune._precision import widened
 from jaxprune._prunable import matrices
 from jaxprune._types import LossFn, Params, Prunable, Real, ScoreFn, Scores
 
@@ -37,7 +39,7 @@ def magnitude(params: Params, *_: Any) -> Scores:
       <https://arxiv.org/abs/1506.02626>`_, NeurIPS 2015, Section 3.
     """
     _checks.check_floating(params, "params")
-    return jax.tree.map(lambda p: jnp.abs(_widened(p)), params)
+    return jax.tree.map(jnp.abs, widened(params))
 
 
 def random(key: jax.Array) -> ScoreFn:
@@ -347,7 +349,7 @@ def synflow(apply_fn: Callable[..., Any], *, dtype: Any = None) -> ScoreFn:
         )
         gradient = jax.grad(strength)(positive, ones)
         return jax.tree.map(
-            lambda p, g: jnp.abs(_widened(p) * _widened(g)), positive, gradient
+            lambda p, g: jnp.abs(widened(p) * widened(g)), positive, gradient
         )
 
     def score(params: Params, *inputs: Any) -> Scores:
@@ -371,16 +373,12 @@ def _from_measure(
     return score
 
 
-def _widened(leaf: Any) -> jax.Array:
-    leaf = jnp.asarray(leaf)
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-
-
 def _uniform_like(key: jax.Array, leaf: Any) -> jax.Array:
-    dtype = jnp.promote_types(leaf.dtype, jnp.float32)
-    sharding = None
-    if isinstance(leaf, Tracer):  # On an Explicit mesh its type says where it lies.
-        known = jax.typeof(leaf).sharding
-        sharding = known if any(known.spec) else None
-    noise = jax.random.uniform(key, jnp.shape(leaf), dtype, out_sharding=sharding)
-    return placed_like(noise, leaf)
+    dtype = widened(jnp.zeros([], leaf.dtype)).dtype
+    if not isinstance(leaf, Tracer):
+        return placed_like(jax.random.uniform(key, jnp.shape(leaf), dtype), leaf)
+    sharding = jax.typeof(leaf).sharding  # Told by the type on Explicit meshes only.
+    known = sharding if AxisType.Explicit in sharding.mesh.axis_types else None
+    noise = jax.random.uniform(key, leaf.shape, dtype, out_sharding=known)
+    # Hang the noise on the leaf, or the compiler would not lay it where the leaf lies.
+    return jnp.where(leaf == leaf, noise, noise)

@@ -8,7 +8,6 @@ equal the threshold than there is room for, a second search of the same kind ove
 indices keeps the first of them in leaf order.
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 
 from jaxprune import _counting, _wide
 from jaxprune._counting import Stack
+from jaxprune._precision import precision_of
 from jaxprune._wide import Wide
 
 _MAX = Wide(np.uint32(0xFFFFFFFF), np.uint32(0xFFFFFFFF))
@@ -42,7 +42,7 @@ def select(
     Returns:
       For each leaf a bool array of its shape.
     """
-    with _precision(leaves):
+    with precision_of(leaves):
         dtype = _common_dtype(leaves)
         stacks = _counting.stacked([leaf.astype(dtype) for leaf in leaves], eligible)
         key, above, at = _threshold(stacks, keep, dtype)
@@ -73,13 +73,6 @@ def select(
             for mask, stack in zip(masks, stacks, strict=True)
         ]
         return _counting.unstacked(masks, stacks)
-
-
-def _precision(leaves: Sequence[jax.Array]) -> contextlib.AbstractContextManager[Any]:
-    """Keeps float64 scores whole where x64 is off, as `synflow` makes them."""
-    if any(leaf.dtype == np.float64 for leaf in leaves):
-        return jax.enable_x64(True)
-    return contextlib.nullcontext()
 
 
 def _common_dtype(leaves: Sequence[jax.Array]) -> Any:

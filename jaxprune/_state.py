@@ -63,6 +63,7 @@ def get_mask(opt_state: Any, params: Params) -> Mask:
     full = jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), params)
     for state in states:
         widened = _widened(state.mask, full)
+        _checks.check_like(widened, full, "mask", "params")
         full = jax.tree.map(jnp.logical_and, full, widened)
     return full
 
@@ -153,33 +154,50 @@ def _is_masked_node(node: Any) -> bool:
 
 def _narrowed(mask: Any, tree: Any) -> Any:
     """Puts ``optax.MaskedNode`` into a mask wherever the tree has one."""
-    if not any(map(_is_masked_node, jax.tree.leaves(tree, is_leaf=_is_masked_node))):
+    nodes, structure = jax.tree.flatten(tree, is_leaf=_is_masked_node)
+    if not any(map(_is_masked_node, nodes)):
         return mask
-    try:
+    leaves = jax.tree.leaves(mask)
+    if len(leaves) == len(nodes):
+        pairs = zip(nodes, leaves, strict=True)
+        return structure.unflatten(n if _is_masked_node(n) else m for n, m in pairs)
+    try:  # A node may stand for a whole subtree.
         return jax.tree.map(
-            lambda t, m: t if _is_masked_node(t) else m,
+            lambda n, m: n if _is_masked_node(n) else m,
             tree,
             mask,
             is_leaf=_is_masked_node,
         )
     except ValueError as error:
-        raise ValueError(
-            "mask must have the tree structure of params, or of the leaves that "
-            f"optax.masked leaves over; got {jax.tree.structure(mask)} for "
-            f"{jax.tree.structure(tree)}."
-        ) from error
+        raise _does_not_fit(mask, tree) from error
 
 
 def _widened(mask: Any, full: Any) -> Any:
     """Puts all True into a mask wherever it has an ``optax.MaskedNode``."""
-    if any(map(_is_masked_node, jax.tree.leaves(mask, is_leaf=_is_masked_node))):
+    nodes = jax.tree.leaves(mask, is_leaf=_is_masked_node)
+    if not any(map(_is_masked_node, nodes)):
+        return jax.tree.structure(full).unflatten(_matching_leaves(mask, full))
+    leaves, structure = jax.tree.flatten(full)
+    if len(leaves) == len(nodes):
+        pairs = zip(nodes, leaves, strict=True)
+        return structure.unflatten(f if _is_masked_node(n) else n for n, f in pairs)
+    try:  # A node may stand for a whole subtree.
         return jax.tree.map(
-            lambda m, f: f if _is_masked_node(m) else m,
+            lambda n, f: f if _is_masked_node(n) else n,
             mask,
             full,
             is_leaf=_is_masked_node,
         )
-    return jax.tree.unflatten(jax.tree.structure(full), _matching_leaves(mask, full))
+    except ValueError as error:
+        raise _does_not_fit(mask, full) from error
+
+
+def _does_not_fit(mask: Any, tree: Any) -> ValueError:
+    return ValueError(
+        "mask must have the tree structure of params, or of the leaves that "
+        f"optax.masked leaves over; got {jax.tree.structure(mask)} for "
+        f"{jax.tree.structure(tree)}."
+    )
 
 
 def _matching_leaves(tree: Any, reference: Any) -> list[Any]:

@@ -210,7 +210,9 @@ def gradual(
         def pruned(mask: Mask, updates: Any, params: Params) -> Mask:
             target = sparsity(step) if callable(sparsity) else sparsity
             new = apply_mask(optax.apply_updates(params, updates), mask)
-            return global_mask(score(new), target, prunable=prunable, prior=mask)
+            scores = score(new)
+            _checks.check_like(scores, params, "scores", "params")
+            return global_mask(scores, target, prunable=prunable, prior=mask)
 
         mask = when_due(step % every == 0, pruned, state.mask, updates, params)
         return enforced(updates, mask, params), SparseState(step, mask)

@@ -1,0 +1,310 @@
+"""Mask builders: what each promises, as one table, against NumPy's sort."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxprune as jp
+from tests.helpers import exact_count, kept, normal
+
+SHAPES = {"kernel": (3, 3, 8, 16), "matrix": (40, 24), "bias": (24,)}
+SIZES = {name: int(np.prod(shape)) for name, shape in SHAPES.items()}
+PRUNABLE = ["kernel", "matrix"]
+
+
+def scores_like(seed=0, dtype=jnp.float32, ties=False):
+    scores = jax.tree.map(lambda x: x.astype(dtype), normal(seed, **SHAPES))
+    return jax.tree.map(jnp.round, scores) if ties else scores
+
+
+# A builder of one sparsity is one line here and inherits every test below.
+BUILDERS = {
+    "global": jp.global_mask,
+    "global, min_keep": lambda s, p, **kw: jp.global_mask(s, p, min_keep=3, **kw),
+    "layerwise": jp.layerwise_mask,
+    "layerwise, tree": lambda s, p, **kw: jp.layerwise_mask(
+        s, jax.tree.map(lambda _: p, s), **kw
+    ),
+    "iterative": lambda s, p, **kw: jp.iterative_mask(
+        lambda q: jax.tree.map(lambda x: x.astype(jnp.float32), q),
+        s,
+        sparsity=p,
+        rounds=1,
+        **kw,
+    ),
+}
+each_builder = pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS.keys())
+takes_prior = pytest.mark.parametrize(
+    "build",
+    [BUILDERS[name] for name in ("global", "global, min_keep", "layerwise")],
+    ids=["global", "global, min_keep", "layerwise"],
+)
+
+
+def expected_removed(build, sparsity):
+    by_leaf = build in (BUILDERS["layerwise"], BUILDERS["layerwise, tree"])
+    sizes = [SIZES[name] for name in PRUNABLE]
+    sizes = sizes if by_leaf else [sum(sizes)]
+    return sum(round(sparsity * size) for size in sizes)
+
+
+@each_builder
+@pytest.mark.parametrize("sparsity", [0, 0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("ties", [False, True])
+def test_exactly_the_right_number_is_removed(build, sparsity, ties):
+    mask = build(scores_like(ties=ties), sparsity)
+    prunable = {name: mask[name] for name in PRUNABLE}
+    total = sum(SIZES[name] for name in PRUNABLE)
+    assert total - kept(prunable) == expected_removed(build, sparsity)
+
+
+@each_builder
+def test_like_the_scores_and_bool(build):
+    scores = scores_like()
+    mask = build(scores, 0.5)
+    assert jax.tree.structure(mask) == jax.tree.structure(scores)
+    for m, s in zip(jax.tree.leaves(mask), jax.tree.leaves(scores), strict=True):
+        assert m.shape == s.shape
+        assert m.dtype == jnp.bool_
+
+
+@each_builder
+def test_what_is_not_prunable_is_kept(build):
+    assert build(scores_like(), 0.9)["bias"].all()
+    mask = build(scores_like(), 0.5, prunable=jp.by_path("bias"))
+    assert mask["kernel"].all()
+    assert mask["matrix"].all()
+    assert kept(mask["bias"]) == 12
+
+
+@each_builder
+@pytest.mark.parametrize("seed", range(3))
+def test_nested_in_sparsity(build, seed):
+    scores = scores_like(seed)
+    masks = [build(scores, s) for s in (0.2, 0.5, 0.8, 0.95)]
+    for denser, sparser in itertools.pairwise(masks):
+        for d, s in zip(jax.tree.leaves(denser), jax.tree.leaves(sparser), strict=True):
+            assert not (s & ~d).any()
+
+
+@each_builder
+@pytest.mark.parametrize("scale", [2.0**-20, 4.0])
+def test_rescaling_the_scores_changes_nothing(build, scale):
+    scores = scores_like()
+    rescaled = jax.tree.map(lambda s: scale * s, scores)
+    for a, b in zip(
+        jax.tree.leaves(build(scores, 0.7)),
+        jax.tree.leaves(build(rescaled, 0.7)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+@each_builder
+def test_jit_is_eager_and_vmap_is_a_loop(build):
+    lanes = [scores_like(seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *lanes)
+    batched = jax.jit(jax.vmap(lambda s: build(s, 0.7)))(stacked)
+    for i, scores in enumerate(lanes):
+        for ours, lane in zip(
+            jax.tree.leaves(build(scores, 0.7)), jax.tree.leaves(batched), strict=True
+        ):
+            np.testing.assert_array_equal(ours, lane[i])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("seed", range(3))
+def test_global_keeps_what_a_sort_keeps(dtype, seed):
+    scores = scores_like(seed, dtype, ties=seed == 1)
+    mask = jp.global_mask(scores, 0.8)
+    names = sorted(PRUNABLE)  # Leaf order of a dict.
+    flat = np.concatenate([np.asarray(scores[n], np.float64).ravel() for n in names])
+    order = np.lexsort((np.arange(flat.size), -flat))
+    expected = np.zeros(flat.size, bool)
+    expected[order[: flat.size - round(0.8 * flat.size)]] = True
+    ours = np.concatenate([np.asarray(mask[n]).ravel() for n in names])
+    np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.3, 0.55, 0.7, 0.999, 1e-8])
+def test_a_traced_sparsity_counts_as_the_float32_that_it_is(sparsity):
+    scores = scores_like()
+    total = sum(SIZES[name] for name in PRUNABLE)
+    mask = jax.jit(jp.global_mask)(scores, jnp.float32(sparsity))
+    removed = total - kept({name: mask[name] for name in PRUNABLE})
+    assert removed == exact_count(np.float32(sparsity), total)
+
+
+def test_vmap_over_sparsities():
+    scores = scores_like(ties=True)
+    sparsities = jnp.asarray([0.0, 0.25, 0.5, 0.9], jnp.float32)
+    masks = jax.vmap(lambda s: jp.global_mask(scores, s))(sparsities)
+    for i, sparsity in enumerate([0.0, 0.25, 0.5]):  # Exact in float32.
+        one = jp.global_mask(scores, sparsity)
+        for ours, lane in zip(
+            jax.tree.leaves(one), jax.tree.leaves(masks), strict=True
+        ):
+            np.testing.assert_array_equal(ours, lane[i])
+
+
+def test_half_a_weight_rounds_to_even():
+    for size, removed in ((1, 0), (3, 2), (5, 2), (7, 4)):
+        mask = jp.global_mask({"w": jnp.ones((1, size))}, 0.5)
+        assert size - kept(mask) == removed
+        mask = jp.global_mask({"w": jnp.ones((1, size))}, jnp.float32(0.5))
+        assert size - kept(mask) == removed
+
+
+@takes_prior
+def test_a_prior_is_respected_and_counts(build):
+    scores = scores_like()
+    prior = build(jax.tree.map(jnp.negative, scores), 0.3)
+    mask = build(scores, 0.8, prior=prior)
+    for m, p in zip(jax.tree.leaves(mask), jax.tree.leaves(prior), strict=True):
+        assert not (m & ~p).any()
+    total = sum(SIZES[name] for name in PRUNABLE)
+    removed = total - kept({name: mask[name] for name in PRUNABLE})
+    assert removed == expected_removed(build, 0.8)
+
+
+@takes_prior
+def test_a_prior_that_prunes_more_is_returned(build):
+    scores = scores_like()
+    prior = build(scores, 0.9)
+    mask = build(jax.tree.map(jnp.negative, scores), 0.5, prior=prior)
+    for m, p in zip(jax.tree.leaves(mask), jax.tree.leaves(prior), strict=True):
+        np.testing.assert_array_equal(m, p)
+
+
+def test_min_keep_keeps_the_best_of_every_leaf():
+    scores = {"large": 10 + normal(w=(30, 30))["w"], "small": normal(w=(10, 10))["w"]}
+    assert not jp.global_mask(scores, 0.9)["small"].any()
+    mask = jp.global_mask(scores, 0.9, min_keep=7)
+    flat = np.asarray(scores["small"]).ravel()
+    best = np.zeros(100, bool)
+    best[np.argsort(-flat)[:7]] = True
+    np.testing.assert_array_equal(np.asarray(mask["small"]).ravel(), best)
+    assert kept(mask) == 1000 - 900
+
+
+def test_infinities_mean_always_and_first():
+    scores = {"w": jnp.asarray([[5.0, -jnp.inf, 1.0, jnp.inf]])}
+    np.testing.assert_array_equal(
+        jp.global_mask(scores, 0.25)["w"], [[True, False, True, True]]
+    )
+    np.testing.assert_array_equal(
+        jp.global_mask(scores, 0.75)["w"], [[False, False, False, True]]
+    )
+
+
+def test_nan_ranks_below_minus_infinity_inside_jit():
+    scores = {"w": jnp.asarray([[jnp.nan, -jnp.inf, 1.0, 2.0]])}
+    mask = jax.jit(lambda s: jp.global_mask(s, 0.25))(scores)
+    np.testing.assert_array_equal(mask["w"], [[False, True, True, True]])
+
+
+N_M = [(1, 2, -2), (2, 4, -2), (2, 4, -1), (0, 4, -2), (4, 4, 0), (3, 8, 1)]
+
+
+@pytest.mark.parametrize(("n", "m", "axis"), N_M)
+@pytest.mark.parametrize("ties", [False, True])
+def test_n_m_keeps_the_best_of_every_group(n, m, axis, ties):
+    scores = normal(a=(8, 16), b=(16, 8, 8), c=(5,))
+    scores = jax.tree.map(jnp.round, scores) if ties else scores
+    mask = jp.n_m_mask(scores, n, m, axis=axis)
+    assert mask["c"].all()
+    for name in "ab":
+        groups = np.moveaxis(np.asarray(scores[name]), axis, -1)
+        groups = groups.reshape(-1, m)
+        best = np.argsort(-groups, axis=1, kind="stable")[:, :n]
+        expected = np.zeros(groups.shape, bool)
+        np.put_along_axis(expected, best, True, axis=1)
+        ours = np.moveaxis(np.asarray(mask[name]), axis, -1).reshape(-1, m)
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_n_m_of_nan_keeps_the_rest_first():
+    scores = jnp.asarray([[jnp.nan], [1.0], [-jnp.inf], [jnp.nan]])
+    mask = jax.jit(lambda s: jp.n_m_mask(s, 3, 4))(scores)
+    np.testing.assert_array_equal(mask[:, 0], [True, True, True, False])
+
+
+def test_divisible_by_leaves_the_others_dense():
+    scores = normal(stem=(3, 8), body=(8, 4))
+    mask = jp.n_m_mask(scores, 2, 4, prunable=jp.divisible_by(4))
+    assert mask["stem"].all()
+    assert kept(mask["body"]) == 16
+
+
+def test_apply_mask_chooses_and_does_not_multiply():
+    params = {"w": jnp.asarray([jnp.nan, jnp.inf, 1.0, -2.0]), "n": jnp.arange(4)}
+    keep = jnp.asarray([False, False, True, True])
+    masked = jp.apply_mask(params, {"w": keep, "n": keep})
+    np.testing.assert_array_equal(masked["w"], [0.0, 0.0, 1.0, -2.0])
+    np.testing.assert_array_equal(masked["n"], [0, 0, 2, 3])
+    assert masked["n"].dtype == params["n"].dtype
+
+
+# Sharding: masks of sharded scores are those of whole ones, and nothing is gathered.
+SHARDED = {"a": (512, 256), "b": (64, 32), "c": (3, 3, 64, 128), "v": (4, 40_000)}
+SPECS = {"a": P("x", "y"), "b": P("x"), "c": P(None, None, "x", "y"), "v": P(None, "x")}
+SHARDED_BUILDERS = {
+    "global": lambda s: jp.global_mask(s, 0.9),
+    "min_keep": lambda s: jp.global_mask(s, 0.99, min_keep=200),
+    "layerwise": lambda s: jp.layerwise_mask(s, 0.9),
+    "n_m": lambda s: jp.n_m_mask(s, 2, 4),
+    "iterative": lambda s: jp.iterative_mask(jp.magnitude, s, sparsity=0.9, rounds=3),
+}
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("name", SHARDED_BUILDERS)
+def test_sharded_scores_give_the_same_mask_and_stay_where_they_are(name, axis_type):
+    build = SHARDED_BUILDERS[name]
+    scores = jax.tree.map(lambda x: jnp.round(8 * x), normal(**SHARDED))
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)
+    sharded = {
+        k: jax.device_put(v, NamedSharding(mesh, SPECS[k])) for k, v in scores.items()
+    }
+    compiled = jax.jit(build).lower(sharded).compile()
+    text = compiled.as_text()
+    for moved in ("all-gather", "all-to-all", "collective-permute", " sort("):
+        assert moved not in text, moved
+    mask, expected = build(sharded), build(scores)
+    for ours, whole, like in zip(
+        *map(jax.tree.leaves, (mask, expected, sharded)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, whole)
+        assert ours.sharding.is_equivalent_to(like.sharding, like.ndim)
+    for ours, whole in zip(
+        *map(jax.tree.leaves, (compiled(sharded), expected)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, whole)
+
+
+def test_the_compiled_text_of_a_mask_holds_no_sort():
+    text = (
+        jax.jit(lambda s: jp.global_mask(s, 0.9)).lower(normal(w=(300, 300))).as_text()
+    )
+    assert "sort" not in text
+    assert "top_k" not in text
+
+
+@pytest.mark.parametrize("builder", ["global", "layerwise"])
+def test_a_shard_decides_on_itself_inside_shard_map_and_pmap(builder):
+    scores = normal(w=(64, 32))
+    blocks = scores["w"].reshape(8, 8, 32)
+    expected = jnp.stack([BUILDERS[builder]({"w": b}, 0.75)["w"] for b in blocks])
+    build = lambda s: BUILDERS[builder](s, 0.75)  # noqa: E731
+    mesh = jax.make_mesh((8,), ("d",))
+    mapped = jax.shard_map(build, mesh=mesh, in_specs=P("d"), out_specs=P("d"))
+    placed = jax.device_put(scores["w"], NamedSharding(mesh, P("d")))
+    np.testing.assert_array_equal(
+        jax.jit(mapped)({"w": placed})["w"].reshape(blocks.shape), expected
+    )
+    np.testing.assert_array_equal(jax.pmap(build)({"w": blocks})["w"], expected)
