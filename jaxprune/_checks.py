@@ -104,7 +104,11 @@ def check_keeps_something(mask: Any) -> None:
     """Raises if a mask at hand keeps no weight of any leaf that could be pruned."""
     leaves = [leaf for leaf in jax.tree.leaves(mask) if np.size(leaf)]
     leaves = [leaf for leaf in leaves if np.ndim(leaf) >= 2] or leaves
-    if leaves and is_concrete(leaves) and not any(bool(jnp.any(m)) for m in leaves):
+    if not leaves or not is_concrete(leaves):
+        return
+    with jax.ensure_compile_time_eval():  # At hand, even if all else is being traced.
+        kept = any(bool(jnp.any(leaf)) for leaf in leaves)
+    if not kept:
         raise ValueError(
             "The mask keeps no weight of any prunable leaf. True means kept: if True "
             "means pruned in yours, pass jax.tree.map(jnp.logical_not, mask)."
@@ -156,7 +160,7 @@ def check_no_nans(tree: Any, name: str) -> None:
     leaves = jax.tree.leaves(tree)
     if not leaves or not is_concrete(leaves):
         return
-    with precision_of(leaves):
+    with precision_of(leaves), jax.ensure_compile_time_eval():
         found = np.asarray(_has_nan(leaves))
     paths = [p for p, nan in zip(leaf_paths(tree), found, strict=True) if nan]
     if paths:

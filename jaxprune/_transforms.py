@@ -212,6 +212,9 @@ def gradual(
             new = apply_mask(optax.apply_updates(params, updates), mask)
             scores = score(new)
             _checks.check_like(scores, params, "scores", "params")
+            scores = jax.tree.map(
+                lambda s, p: jnp.where(p != 0, s, -jnp.inf), scores, new
+            )
             return global_mask(scores, target, prunable=prunable, prior=mask)
 
         mask = when_due(step % every == 0, pruned, state.mask, updates, params)

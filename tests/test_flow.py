@@ -210,7 +210,7 @@ def test_removal_changes_loss_and_gradient_norm_as_the_scores_say(index):
 
 
 def test_displacement_is_bounded_by_the_contribution_to_the_loss():
-    """Identity 6: (θ(t) - θ(0))² <= t ∫ g², and the contributions add up to the fall."""
+    """Identity 6: (θ(t) - θ(0))² <= t ∫ g², and the shares add up to the fall."""
     start, batch = make_params(), data()
     time, steps = 0.5, 100
     gradient = jax.jit(jax.grad(mlp_loss))

@@ -10,7 +10,11 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
-from helpers import (
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxprune as jp
+from tests.helpers import (
     assert_pruned_are_zero,
     exact_count,
     jitted,
@@ -22,10 +26,6 @@ from helpers import (
     training_step,
     types,
 )
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
-
-import jaxprune as jp
 
 PARAMS = normal(0, kernel=(4, 3), head=(3, 2), bias=(3,))
 MASK = {
@@ -458,6 +458,16 @@ def test_gradual_takes_a_score_and_a_choice_of_leaves():
     sizes = np.abs(np.asarray(PARAMS["kernel"]))
     np.testing.assert_array_equal(mask["kernel"], sizes <= np.sort(sizes.ravel())[5])
     assert mask["head"].all() and mask["bias"].all()
+
+
+def test_gradual_counts_what_a_link_before_it_has_removed():
+    # 8 of 18 are gone; a score that would rather remove the largest adds just one.
+    link = jp.gradual(0.5, score=lambda p: jax.tree.map(lambda x: -jnp.abs(x), p))
+    tx = optax.chain(optax.sgd(0.1), jp.keep_sparse(MASK), link)
+    params, state = train(tx, PARAMS, 3)[-1]
+    mask = jp.get_mask(state, params)
+    assert kept((mask["kernel"], mask["head"])) == 9
+    assert_pruned_are_zero(params, mask)
 
 
 def _due_steps(tx, params, steps=12):

@@ -1,0 +1,62 @@
+"""The public surface: named once, keyword-only options, documented in full."""
+
+import inspect
+import re
+
+import pytest
+
+import jaxprune as jp
+from jaxprune import measures
+
+FUNCTIONS = {
+    name: value
+    for name, value in vars(jp).items()
+    if inspect.isfunction(value) and not name.startswith("_")
+}
+MEASURES = {
+    name: value
+    for name, value in vars(measures).items()
+    if inspect.isfunction(value) and value.__module__ == measures.__name__
+    if not name.startswith("_") and name != "check_normalize"
+}
+CONTRACT = """
+    gradient_flow mean_flow flow_rates magnitude random snip biased_loss grasp
+    gradient_preservation fisher drive synflow matrices by_path divisible_by erk
+    global_mask layerwise_mask n_m_mask iterative_mask force_mask hyperbolic_schedule
+    exponential_schedule apply_mask sparsity summary get_mask set_mask keep_sparse
+    sparse gradual cost
+""".split()
+
+
+def test_the_contracts_functions_are_all_there_and_no_others():
+    assert set(FUNCTIONS) == set(CONTRACT)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_docstrings_are_whole(name):
+    doc = inspect.getdoc(FUNCTIONS[name])
+    assert doc.splitlines()[0].endswith((".", ":"))
+    for section in ("Args:", "Returns:", "Example:"):
+        assert doc.count(section) == 1, f"{name} lacks {section}"
+    for argument in inspect.signature(FUNCTIONS[name]).parameters:
+        assert re.search(rf"\*?{argument}: ", doc), (
+            f"{name} does not explain {argument}"
+        )
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_measures_say_their_formula(name):
+    assert ":math:" in inspect.getdoc(MEASURES[name]) or ".. math::" in inspect.getdoc(
+        MEASURES[name]
+    )
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_options_are_keyword_only_and_keys_are_called_key(name):
+    parameters = inspect.signature(FUNCTIONS[name]).parameters.values()
+    for parameter in parameters:
+        assert parameter.name not in ("rng", "seed", "density", "ratio")
+        if parameter.default is not inspect.Parameter.empty:
+            first = name in ("keep_sparse", "sparse", "sparsity")
+            allowed = parameter.name in ("mask", "params") and first
+            assert allowed or parameter.kind is inspect.Parameter.KEYWORD_ONLY
