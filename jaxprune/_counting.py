@@ -168,7 +168,7 @@ def _count_leaf(stack: Stack, test: Callable[..., Any], number: int) -> list[Any
         return [summed(passed) for passed in passing(arrays, whole(leaf.shape))]
 
     def sliced(*arrays: jax.Array) -> list[Any]:
-        counts = _count_in_slices(arrays, *layout, passing, number)
+        counts = _count_in_slices(arrays, layout, passing, number)
         return [summed(c) for c in counts]
 
     layout = _layout(leaf)
@@ -222,12 +222,12 @@ def _spec(leaf: jax.Array) -> tuple[Any, ...]:
 
 def _count_in_slices(
     arrays: Sequence[jax.Array],
-    shape: tuple[int, ...],
-    axis: int,
+    layout: tuple[tuple[int, ...], int],
     passing: Callable[[Sequence[jax.Array], Region], list[jax.Array]],
     number: int,
 ) -> list[jax.Array]:
     """Sums the tests along one axis, a slice at a time, packed into one uint32."""
+    shape, axis = layout
     arrays = [array.reshape(shape) for array in arrays]
     length = shape[axis]
     width = next((w for w in range(_SLICE, 2, -1) if length % w == 0), _SLICE)
