@@ -167,13 +167,14 @@ def _count_leaf(stack: Stack, test: Callable[..., Any], number: int) -> list[Any
     def fused(*arrays: jax.Array) -> list[Any]:
         return [summed(passed) for passed in passing(arrays, whole(leaf.shape))]
 
+    layout = _layout(leaf)
+    if layout is None:
+        return fused(*arrays)
+
     def sliced(*arrays: jax.Array) -> list[Any]:
         counts = _count_in_slices(arrays, layout, passing, number)
         return [summed(c) for c in counts]
 
-    layout = _layout(leaf)
-    if layout is None:
-        return fused(*arrays)
     return jax.lax.platform_dependent(*arrays, cpu=sliced, default=fused)
 
 
