@@ -267,10 +267,7 @@ def _global(
     if not min_keep:
         return select(leaves, keep, eligible)
     allowed = eligible or [jnp.ones_like(leaf, dtype=bool) for leaf in leaves]
-    floor = [
-        select([leaf], _wide.wide(min_keep), [a])[0]
-        for leaf, a in zip(leaves, allowed, strict=True)
-    ]
+    floor = _layerwise(leaves, [_wide.wide(min_keep)] * len(leaves), allowed)
     rest = [a & ~f for a, f in zip(allowed, floor, strict=True)]
     room = _wide.saturating_subtract(keep, _counting.count_true(floor))
     others = select(leaves, room, rest)
@@ -281,11 +278,19 @@ def _global(
 def _layerwise(
     leaves: list[jax.Array], keep: list[Wide], eligible: list[jax.Array] | None
 ) -> list[jax.Array]:
-    allowed = eligible or [None] * len(leaves)
-    return [
-        select([leaf], count, None if a is None else [a])[0]
-        for leaf, count, a in zip(leaves, keep, allowed, strict=True)
-    ]
+    def one(scores: jax.Array, keep: Wide, eligible: jax.Array | None) -> jax.Array:
+        return select([scores], keep, None if eligible is None else [eligible])[0]
+
+    stacks = _counting.stacked(leaves, eligible)
+    masks = []
+    for stack in stacks:
+        counts = [keep[i] for i in stack.members]
+        args = stack.scores, _wide.stacked(counts), stack.eligible
+        if len(counts) == 1:  # A batch of one would still pay for both sides of a cond.
+            masks.append(one(*jax.tree.map(lambda x: x[0], args))[None])
+        else:
+            masks.append(jax.vmap(one)(*args))
+    return _counting.unstacked(masks, stacks)
 
 
 @jax.jit(static_argnums=(1, 2, 3))

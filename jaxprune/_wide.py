@@ -30,6 +30,11 @@ def wide(value: int | Sequence[int]) -> Wide:
     return Wide((words >> np.uint64(32)).astype(np.uint32), low.astype(np.uint32))
 
 
+def stacked(numbers: Sequence[Wide]) -> Wide:
+    """Stacks numbers into two vectors of words."""
+    return jax.tree.map(lambda *words: jnp.stack(words), *numbers)
+
+
 def to_int(number: Wide) -> int:
     """Reads two concrete words as a Python int."""
     return (int(number.high) << 32) | int(number.low)
