@@ -1,0 +1,1 @@
+"""Pruning methods compared on real data: ``python -m experiments.run digits``."""

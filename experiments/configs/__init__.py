@@ -1,0 +1,1 @@
+"""One module an experiment: its docstring is the lab notebook, its ``config`` runs."""

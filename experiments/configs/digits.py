@@ -1,0 +1,14 @@
+"""A small convolutional net on scikit-learn's handwritten digits: the main job.
+
+Run: python -m experiments.run digits
+"""
+
+from experiments.config import Config, Data, Model, Pruning
+
+config = Config(
+    data=Data("digits"),
+    model=Model("convnet", widths=(8, 16, 32), convolution="patches"),
+    pruning=Pruning(every=10, until=0.4),
+    epochs=15,
+    learning_rate=0.2,
+)

@@ -1,0 +1,141 @@
+"""Images on the device, split once, as bytes; what a training step makes of them."""
+
+import dataclasses
+import logging
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from experiments.config import Data
+
+Examples: TypeAlias = tuple[np.ndarray, np.ndarray]
+
+
+class DatasetMissingError(Exception):
+    """There is no such data set where it was looked for."""
+
+
+class Split(NamedTuple):
+    """Images, uint8 ``[N, height, width, channels]``, and labels, int32 ``[N]``."""
+
+    images: jax.Array
+    labels: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Three splits; mean and deviation of the training images, [1, 1, 1, channels]."""
+
+    train: Split
+    validation: Split
+    test: Split
+    mean: jax.Array
+    std: jax.Array
+    classes: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        return self.train.images.shape[1:]
+
+    def standardise(self, images: jax.Array) -> jax.Array:
+        """Makes images ``[N, ...]`` float32 of mean 0 and deviation 1."""
+        return (images.astype(jnp.float32) - self.mean) / self.std
+
+
+def load(config: Data) -> Dataset:
+    """Loads a data set, and carves the validation split from the training images.
+
+    Raises:
+      DatasetMissingError: if it is not where ``config`` says, with how to get it.
+    """
+    wanted = None
+    if config.train_size is not None:
+        wanted = config.train_size + config.validation_size
+    loader = _digits if config.name == "digits" else _tfds
+    images, labels = loader(config, "train", wanted)
+    test = loader(config, "test", config.test_size)
+    train, validation = _stratified(images, labels, config.validation_size, config.seed)
+    channels = {"axis": (0, 1, 2), "keepdims": True}
+    return Dataset(
+        train=_on_device(*train),
+        validation=_on_device(*validation),
+        test=_on_device(*test),
+        mean=jnp.asarray(train[0].mean(**channels), jnp.float32),
+        std=jnp.asarray(train[0].std(**channels), jnp.float32),
+        classes=int(test[1].max()) + 1,
+    )
+
+
+def balanced(split: Split, per_class: int, key: jax.Array) -> Split:
+    """Draws ``per_class`` examples of each class, or as many as there are."""
+    order = np.asarray(jax.random.permutation(key, len(split.labels)))
+    labels = np.asarray(split.labels)[order]
+    chosen = [order[labels == c][:per_class] for c in np.unique(labels)]
+    return jax.tree.map(lambda x: x[np.concatenate(chosen)], split)
+
+
+def augment(key: jax.Array, images: jax.Array, padding: int = 4) -> jax.Array:
+    """Crops a padded image at random and mirrors every other one, image by image."""
+    crop_key, flip_key = jax.random.split(key)
+    corners = jax.random.randint(crop_key, (len(images), 2), 0, 2 * padding + 1)
+    flips = jax.random.bernoulli(flip_key, shape=(len(images),))
+    sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+
+    def one(image: jax.Array, corner: jax.Array, flip: jax.Array) -> jax.Array:
+        crop = jax.lax.dynamic_slice(image, (*corner, 0), images.shape[1:])
+        return jnp.where(flip, crop[:, ::-1], crop)
+
+    return jax.vmap(one)(jnp.pad(images, sides), corners, flips)
+
+
+def _digits(config: Data, split: str, size: int | None) -> Examples:
+    """1,797 digits of 8x8 pixels in 17 greys; a fifth, stratified, is the test set."""
+    images, labels = load_digits(return_X_y=True)
+    images = images.reshape(-1, 8, 8, 1).astype(np.uint8)
+    train, test = _stratified(images, labels, 0.2, config.seed)
+    images, labels = train if split == "train" else test
+    return images[:size], labels[:size]
+
+
+def _tfds(config: Data, split: str, size: int | None) -> Examples:
+    """Reads the first ``size`` examples of a TFDS data set in bulk."""
+    import tensorflow_datasets as tfds  # Only here: it takes a second to import.
+    from tensorflow_datasets.core.constants import DATA_DIR
+
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Else it reports a lack of cv2.
+    try:
+        source: Any = tfds.data_source(
+            config.name, split=split, data_dir=config.dir, download=False
+        )
+    except (ValueError, KeyError, NotImplementedError):
+        folder = config.dir or DATA_DIR
+        raise DatasetMissingError(
+            f"No data set {config.name!r} with a {split!r} split, prepared as "
+            f"array_record, in {folder}. Pass the TFDS folder that holds it as "
+            "--data.dir=<folder>, or download it with\n"
+            f"  tfds build {config.name} --file_format=array_record "
+            f"--data_dir={folder}"
+        ) from None
+    examples = source.__getitems__(range(len(source))[:size])
+    images = np.stack([example["image"] for example in examples])
+    return images, np.array([example["label"] for example in examples])
+
+
+def _stratified(
+    images: np.ndarray, labels: np.ndarray, size: float, seed: int
+) -> tuple[Examples, Examples]:
+    """Splits off ``size`` examples, a number or a fraction, with all classes alike."""
+    parts: Any = train_test_split(
+        images, labels, test_size=size, stratify=labels, random_state=seed
+    )
+    train_images, other_images, train_labels, other_labels = parts
+    return (train_images, train_labels), (other_images, other_labels)
+
+
+def _on_device(images: np.ndarray, labels: np.ndarray) -> Split:
+    return Split(jnp.asarray(images, jnp.uint8), jnp.asarray(labels, jnp.int32))

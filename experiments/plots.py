@@ -1,0 +1,150 @@
+"""The two figures of a comparison, as PNGs."""
+
+import io
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from experiments.results import Report, mean_and_std
+
+# Paul Tol's "muted" scheme, told apart by readers of all kinds of colour vision; the
+# marker says the same again.
+_STYLES = (
+    ("#999999", "X"),
+    ("#332288", "o"),
+    ("#CC6677", "s"),
+    ("#117733", "^"),
+    ("#88CCEE", "D"),
+    ("#882255", "v"),
+    ("#DDCC77", "P"),
+    ("#44AA99", "*"),
+)
+
+_NAMES = {
+    "snip": "SNIP",
+    "grasp": "GraSP",
+    "synflow": "SynFlow",
+    "biased_loss": "magnitude-biased loss",
+    "gradual": "gradual magnitude",
+}
+
+
+def accuracy(report: Report) -> bytes:
+    """Draws test accuracy against sparsity, with error bars and the dense band."""
+    methods, sparsities = (
+        report.config.pruning.methods,
+        report.config.pruning.sparsities,
+    )
+    found = {(r.method, r.sparsity): r for r in report.results}
+    figure, axes = _figure(8.0, 4.5)
+
+    mean, std = mean_and_std(found["dense", 0.0].test_accuracy)
+    axes.axhspan(100 * (mean - std), 100 * (mean + std), color="0.88", lw=0)
+    axes.axhline(100 * mean, color="0.35", lw=1.2, ls="--", label="dense")
+
+    kept = np.array([1 - s for s in sparsities])
+    axes.set_xscale("log")
+    axes.set_xlim(1.2 * kept.max(), kept.min() / 1.2)
+    for i, method in enumerate(methods):
+        stats = [mean_and_std(found[method, s].test_accuracy) for s in sparsities]
+        means, stds = 100 * np.array(stats).T
+        colour, marker = _STYLES[i % len(_STYLES)]
+        axes.errorbar(
+            kept * 1.012 ** (i - (len(methods) - 1) / 2),  # Bars side by side.
+            means,
+            stds,
+            color=colour,
+            marker=marker,
+            label=_words(method),
+            lw=1.5,
+            ms=10 if marker == "*" else 6,
+            mec="white",
+            mew=0.6,
+            elinewidth=1.0,
+            capsize=2,
+        )
+    axes.set_xticks(kept, [f"{100 * s:g}" for s in sparsities])
+    axes.minorticks_off()
+    axes.set_xlabel("weights removed (%; log scale of those that remain)")
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_title(
+        f"{report.name}: mean ± std over {report.config.seeds} seeds", loc="left"
+    )
+    axes.grid(axis="y", color="0.92")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return _png(figure)
+
+
+def density(report: Report) -> bytes:
+    """Draws the fraction kept of each layer, for each method: a panel a sparsity."""
+    methods, sparsities = (
+        report.config.pruning.methods,
+        report.config.pruning.sparsities,
+    )
+    found = {(r.method, r.sparsity): r.density for r in report.results}
+    layers = list(found["dense", 0.0])
+    cell = 0.62 if len(layers) <= 8 else 0.3
+    width = 2.2 + max(cell * len(layers), 2.4) * len(sparsities)
+    figure, panels = _figure(width, 2.4 + 0.32 * len(methods), len(sparsities))
+
+    shades = matplotlib.colormaps["cividis"].with_extremes(bad="white")
+    floor = min(1 - s for s in sparsities) / 10
+    norm = LogNorm(floor, 1.0)
+    image: Any = None
+    for panel, sparsity in zip(np.atleast_1d(panels), sparsities, strict=True):
+        kept = np.array(
+            [[found[m, sparsity][name] for name in layers] for m in methods]
+        )
+        image = panel.imshow(
+            np.ma.masked_equal(kept, 0.0),
+            cmap=shades,
+            norm=norm,
+            aspect="auto",
+        )
+        for (row, column), value in np.ndenumerate(kept):
+            if len(layers) <= 8 or value == 0:
+                dark = value > 0 and norm(value) < 0.45
+                panel.text(
+                    column,
+                    row,
+                    f"{100 * value:.2g}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if dark else "black",
+                )
+        panel.set_title(f"{100 * sparsity:g} % removed", fontsize=10)
+        panel.set_xticks(range(len(layers)), layers, rotation=90, fontsize=8)
+        panel.set_yticks(range(len(methods)), [_words(m) for m in methods])
+        panel.tick_params(length=0)
+        panel.label_outer()
+        panel.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=panels, pad=0.01, fraction=0.03, extend="min")
+    bar.set_label("weights kept (%)")
+    ticks = [t for t in (0.001, 0.01, 0.1, 1.0) if t >= floor]
+    bar.set_ticks(ticks, labels=[f"{100 * t:g}" for t in ticks])
+    bar.minorticks_off()
+    figure.suptitle(f"{report.name}: where the weights stay, layer by layer")
+    return _png(figure)
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
+    """A figure of its own, without pyplot's global state."""
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=160)
+    axes = figure.subplots(1, columns)
+    if columns == 1:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _words(method: str) -> str:
+    return _NAMES.get(method, method.replace("_", " "))
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,110 @@
+"""What a comparison found, and how it is written: whole or not at all."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.config import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One method at one sparsity; lists have one entry a seed, accuracies in [0, 1].
+
+    Attributes:
+      method: its name.
+      sparsity: fraction of prunable weights that was to be removed.
+      sparsity_reached: the fraction that was removed.
+      test_accuracy: after the last epoch.
+      validation_accuracy: after the last epoch.
+      best_epoch: the epoch best on validation, from 1, of those at the final sparsity.
+      test_accuracy_at_best: after that epoch.
+      score_seconds: median time to score one network and select its mask, after
+        compilation; None where there is nothing to score before training.
+      train_seconds: of all seeds together, with compilation where it fell due.
+      density: fraction kept of each prunable layer, averaged over seeds.
+    """
+
+    method: str
+    sparsity: float
+    sparsity_reached: list[float]
+    test_accuracy: list[float]
+    validation_accuracy: list[float]
+    best_epoch: list[int]
+    test_accuracy_at_best: list[float]
+    score_seconds: float | None
+    train_seconds: float
+    density: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Everything about a comparison that its tables, figures and files are made of."""
+
+    name: str
+    config: Config
+    environment: dict[str, Any]
+    images: dict[str, int]
+    scored: str
+    seconds: float
+    results: tuple[Result, ...]
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
+    """The mean, and the sample deviation: 0 for a single value."""
+    return float(np.mean(values)), float(np.std(values, ddof=min(1, len(values) - 1)))
+
+
+def environment() -> dict[str, Any]:
+    """The commit, the packages and the machine that a result depends on."""
+    packages = ("jax", "jaxlib", "flax", "optax", "chex", "numpy", "scikit-learn")
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "device": jax.devices()[0].device_kind,
+        "device_count": jax.device_count(),
+        "cpu_count": os.cpu_count(),
+        "command": sys.argv[1:],
+    }
+
+
+def to_json(report: Report) -> bytes:
+    text = json.dumps(dataclasses.asdict(report), indent=2, default=str)
+    return f"{text}\n".encode()
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+    """Replaces a file in one step: whoever reads it sees the old one or the new one."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def _git(*args: str) -> str | None:
+    folder = pathlib.Path(__file__).parent
+    try:
+        run = subprocess.run(
+            ["git", *args], cwd=folder, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return run.stdout.strip()

@@ -1,0 +1,95 @@
+"""Compares pruning methods: ``python -m experiments.run digits``, or another config.
+
+Every option of `experiments.config` is a flag: ``digits --help`` lists them.
+"""
+
+import pathlib
+import pkgutil
+import sys
+import time
+from collections.abc import Sequence
+from importlib import import_module
+
+import rich
+import rich.progress
+import tyro
+
+from experiments import configs, plots, results, tables
+from experiments.compare import compare, plan
+from experiments.config import Config
+from experiments.data import Dataset, DatasetMissingError, load
+from experiments.train import Metrics
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs one comparison from a command line."""
+    args = sys.argv[1:] if args is None else args
+    config = tyro.extras.overridable_config_cli(
+        _configs(), args=args, prog="python -m experiments.run"
+    )
+    try:
+        dataset = load(config.data)
+    except DatasetMissingError as error:
+        sys.exit(str(error))
+    if len(dataset.train.labels) < config.batch_size:
+        sys.exit(
+            f"batch_size={config.batch_size}, but there are only "
+            f"{len(dataset.train.labels)} images to train on: lower --batch-size."
+        )
+    workdir = config.workdir or pathlib.Path("runs", args[0])
+    workdir.mkdir(parents=True, exist_ok=True)
+
+    report = run(args[0], config, dataset)
+    results.write(workdir / "results.json", results.to_json(report))
+    results.write(workdir / "accuracy.png", plots.accuracy(report))
+    results.write(workdir / "density.png", plots.density(report))
+    rich.print(*tables.accuracies(report), sep="\n")
+    rich.print(
+        f"{report.seconds:.0f} s. Written to {workdir}: results.json, accuracy.png, "
+        "density.png"
+    )
+
+
+def run(name: str, config: Config, dataset: Dataset) -> results.Report:
+    """Compares the methods behind a progress bar."""
+    started = time.perf_counter()
+    with rich.progress.Progress(
+        rich.progress.TextColumn("{task.description:<28}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("epochs"),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TimeRemainingColumn(),
+    ) as progress:
+        bar = progress.add_task("compiling", total=config.epochs * len(plan(config)))
+
+        def on_epoch(method: str, sparsity: float, metrics: Metrics) -> None:
+            del metrics
+            progress.update(bar, advance=1, description=f"{method} {sparsity:g}")
+
+        found = compare(config, dataset, on_epoch)
+    splits = {"train": dataset.train, "validation": dataset.validation}
+    splits["test"] = dataset.test
+    return results.Report(
+        name=name,
+        config=config,
+        environment=results.environment(),
+        images={split: len(of.labels) for split, of in splits.items()},
+        scored="at initialisation, BatchNorm in eval mode",
+        seconds=time.perf_counter() - started,
+        results=found,
+    )
+
+
+def _configs() -> dict[str, tuple[str, Config]]:
+    """Every module of `experiments.configs`: its docstring's first line, its config."""
+    names = [module.name for module in pkgutil.iter_modules(configs.__path__)]
+    modules = [import_module(f"{configs.__name__}.{name}") for name in names]
+    return {
+        name: ((module.__doc__ or "").partition("\n")[0], module.config)
+        for name, module in zip(names, modules, strict=True)
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Training: one compiled epoch for every mask, sparsity and seed.
+
+Everything a run needs is an argument with a leading axis of seeds, the mask in the
+optimizer state included, so nothing is compiled again from one run to the next. `S`
+denotes the number of seeds.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import jaxprune as jp
+from experiments.config import Config
+from experiments.data import Dataset, augment
+from experiments.models import Network
+
+
+class State(NamedTuple):
+    """What training changes; every leaf has shape ``[S, ...]``."""
+
+    params: Any
+    stats: Any
+    opt_state: Any
+
+
+class Metrics(NamedTuple):
+    """After an epoch: mean training loss, accuracies in [0, 1], sparsity reached."""
+
+    loss: jax.Array
+    validation: jax.Array
+    test: jax.Array
+    sparsity: jax.Array
+
+
+class Trainer(NamedTuple):
+    """Two compiled functions.
+
+    Attributes:
+      start: ``start(link, params, stats, mask) -> state``, pruned by ``mask``.
+      epoch: ``epoch(link, state, keys, sparsity, dataset) -> (state, metrics)``; the
+        state is donated, and ``link`` is that of a `Pruner`, compiled once each.
+    """
+
+    start: Callable[..., State]
+    epoch: Callable[..., tuple[State, Metrics]]
+
+
+def trainer(config: Config, network: Network, steps: int) -> Trainer:
+    """Builds the trainer for ``steps`` steps an epoch."""
+    over_seeds = _OVER_SEEDS[config.over_seeds]
+    schedule = optax.cosine_decay_schedule(
+        config.learning_rate, decay_steps=steps * config.epochs
+    )
+
+    def optimizer(link: Any, sparsity: Any) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.add_decayed_weights(config.weight_decay, mask=jp.matrices),
+            optax.sgd(schedule, config.momentum, nesterov=True),
+            link(sparsity),
+        )
+
+    def loss_fn(
+        params: Any, stats: Any, images: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        logits, stats = network.apply(params, stats, images, train=True)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), stats
+
+    def accuracies(state: State, dataset: Dataset) -> tuple[jax.Array, jax.Array]:
+        def predict(image: jax.Array) -> jax.Array:
+            x = dataset.standardise(image[None])
+            logits, _ = network.apply(state.params, state.stats, x, train=False)
+            return logits[0].argmax()
+
+        held_out = (dataset.validation, dataset.test)
+        images, labels = jax.tree.map(lambda *x: jnp.concatenate(x), *held_out)
+        right = jax.lax.map(predict, images, batch_size=_EVAL_BATCH) == labels
+        size = len(dataset.validation.labels)
+        return right[:size].mean(), right[size:].mean()
+
+    def start(link: Any, params: Any, stats: Any, mask: Any) -> State:
+        def one(params: Any, stats: Any, mask: Any) -> State:
+            opt_state = jp.set_mask(optimizer(link, 0.0).init(params), mask)
+            copied = jax.tree.map(jnp.copy, stats)  # The state will be donated.
+            return State(jp.apply_mask(params, mask), copied, opt_state)
+
+        return over_seeds(one)(params, stats, mask)
+
+    def epoch(
+        link: Any, state: State, keys: jax.Array, sparsity: jax.Array, dataset: Dataset
+    ) -> tuple[State, Metrics]:
+        tx = optimizer(link, sparsity)
+
+        def step(state: State, batch: tuple[jax.Array, jax.Array]) -> Any:
+            key, index = batch
+            images = dataset.standardise(dataset.train.images[index])
+            if config.data.augment:
+                images = augment(key, images)
+            (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+                state.params, state.stats, images, dataset.train.labels[index]
+            )
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            return State(params, stats, opt_state), loss
+
+        def one(state: State, key: jax.Array) -> tuple[State, Metrics]:
+            shuffle_key, step_key = jax.random.split(key)
+            order = jax.random.permutation(shuffle_key, len(dataset.train.labels))
+            order = order[: steps * config.batch_size].reshape(steps, -1)
+            step_keys = jax.random.split(step_key, steps)
+            state, losses = jax.lax.scan(step, state, (step_keys, order))
+            mask = jp.get_mask(state.opt_state, state.params)
+            return state, Metrics(
+                losses.mean(),
+                *accuracies(state, dataset),
+                jp.sparsity(mask, state.params),
+            )
+
+        return over_seeds(one)(state, keys)
+
+    return Trainer(
+        jax.jit(start, static_argnames="link"),
+        jax.jit(epoch, static_argnames="link", donate_argnames="state"),
+    )
+
+
+def _map(f: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args: jax.lax.map(lambda xs: f(*xs), args)
+
+
+_OVER_SEEDS = {"map": _map, "vmap": jax.vmap}
+_EVAL_BATCH = 1000
