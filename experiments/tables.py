@@ -6,29 +6,27 @@ from rich.table import Table
 from experiments.results import Report, Result, mean_and_std
 
 
-def accuracies(report: Report) -> tuple[Table, Table, str]:
+def accuracies(report: Report) -> tuple[str | Table, ...]:
     """Test accuracy after the last epoch, and after the one best on validation."""
+    name, seeds = report.name, report.config.seeds
     return (
-        _table(report, "after the last epoch", "test_accuracy"),
-        _table(report, "after the epoch best on validation", "test_accuracy_at_best"),
-        f"Mean ± standard deviation over {report.config.seeds} seeds. Scored "
-        f"{report.scored}; the time is one network's, score and mask, once compiled.",
+        f"[bold]{name}: test accuracy (%) after the last epoch, by weights removed",
+        _table(report, "test_accuracy"),
+        f"[bold]{name}: the same after the epoch best on validation",
+        _table(report, "test_accuracy_at_best"),
+        f"Mean ± standard deviation over {seeds} seeds. Scored {report.scored}; the "
+        "time is one network's, score and mask, once compiled.",
     )
 
 
-def _table(report: Report, when: str, field: str) -> Table:
+def _table(report: Report, field: str) -> Table:
     config = report.config
-    table = Table(
-        title=f"{report.name}: test accuracy, %, {when}",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     sparsities = config.pruning.sparsities
     table.add_column("method", no_wrap=True)
     table.add_column("scored in", justify="right", no_wrap=True)
     for sparsity in sparsities:
-        table.add_column(f"{100 * sparsity:g} % off", justify="right", no_wrap=True)
+        table.add_column(f"{100 * sparsity:g} %", justify="right", no_wrap=True)
 
     means = {
         (result.method, result.sparsity): mean_and_std(getattr(result, field))

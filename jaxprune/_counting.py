@@ -38,6 +38,7 @@ class Stack(NamedTuple):
 
     Small leaves of one shape are stacked, so that a tree of hundreds of leaves compiles
     like one of a few. A large leaf stands alone, where it lies: the axis is only added.
+    The barrier has scores that are still being computed written once, not once a pass.
     """
 
     scores: jax.Array
@@ -57,7 +58,7 @@ def stacked(
         groups.setdefault((leaf.shape, _spec(leaf)) if small else i, []).append(i)
     return [
         Stack(
-            jnp.stack([leaves[i] for i in members]),
+            jax.lax.optimization_barrier(jnp.stack([leaves[i] for i in members])),
             None if eligible is None else jnp.stack([eligible[i] for i in members]),
             tuple(members),
             tuple(offsets[i] for i in members),
@@ -234,7 +235,9 @@ def _count_in_slices(
     width = next((w for w in range(_SLICE, 2, -1) if length % w == 0), _SLICE)
 
     def counts_at(start: Any, width: int) -> list[jax.Array]:
-        blocks = [jax.lax.dynamic_slice_in_dim(a, start, width, axis) for a in arrays]
+        # Without the barrier XLA widens all of a bfloat16 array ahead of the loop.
+        held, start = jax.lax.optimization_barrier((arrays, start))
+        blocks = [jax.lax.dynamic_slice_in_dim(a, start, width, axis) for a in held]
         starts = (0,) * axis + (start,) + (0,) * (len(shape) - axis - 1)
         passed = passing(blocks, Region(shape, starts, blocks[0].shape))
         packed = functools.reduce(

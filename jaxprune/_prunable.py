@@ -102,24 +102,25 @@ def divisible_by(m: int, *, axis: int = -2) -> Prunable:
 
 
 def select_prunable(tree: Any, prunable: Prunable) -> list[bool]:
-    """Evaluates ``prunable`` and returns one bool a leaf, in leaf order."""
+    """One bool a leaf, in leaf order: chosen by ``prunable``, and not empty."""
     chosen = prunable(tree)
     if jax.tree.structure(chosen) != jax.tree.structure(tree):
         raise ValueError(
             "prunable must return a tree of the structure that it was given, one bool "
             f"a leaf; got {jax.tree.structure(chosen)} for {jax.tree.structure(tree)}."
         )
-    flags = jax.tree.leaves(chosen)
+    leaves, flags = jax.tree.leaves(tree), jax.tree.leaves(chosen)
     for path, flag in zip(_checks.leaf_paths(tree), flags, strict=True):
         if not isinstance(flag, bool | np.bool_):
             raise TypeError(
                 f"prunable must return Python bools; for the leaf {path} it returned "
                 f"{type(flag).__name__}. Decide by path, shape and dtype, not by value."
             )
+    flags = [bool(f) and np.size(x) > 0 for f, x in zip(flags, leaves, strict=True)]
     if not any(flags):
         raise ValueError(
             "Nothing is prunable: prunable selects none of the leaves "
             f"{_checks.leaf_paths(tree)[:5]}. The default, jp.matrices, takes floating "
             "leaves of rank two or more; jp.by_path(pattern) takes any by their path."
         )
-    return [bool(flag) for flag in flags]
+    return flags

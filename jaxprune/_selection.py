@@ -62,16 +62,15 @@ def select(
             first = _counting.precedes(stack, bound)(_counting.whole(x.shape))
             return jnp.where(lowest, x == x, x > value) | (is_tied(x) & first)
 
+        def among(mask: jax.Array, stack: Stack) -> jax.Array:
+            return mask if stack.eligible is None else mask & stack.eligible
+
         masks = jax.lax.cond(
             choose,
-            lambda bound: [some_tied(stack, bound) for stack in stacks],
-            lambda _: [all_tied(stack.scores) for stack in stacks],
+            lambda bound: [among(some_tied(stack, bound), stack) for stack in stacks],
+            lambda _: [among(all_tied(stack.scores), stack) for stack in stacks],
             _tie_bound(stacks, is_tied, room, choose),
         )
-        masks = [
-            mask if stack.eligible is None else mask & stack.eligible
-            for mask, stack in zip(masks, stacks, strict=True)
-        ]
         return _counting.unstacked(masks, stacks)
 
 

@@ -175,6 +175,14 @@ def test_a_prior_that_prunes_more_is_returned(build):
         np.testing.assert_array_equal(m, p)
 
 
+def test_an_empty_leaf_has_nothing_to_remove():
+    scores = {"empty": jnp.zeros((0, 25)), "w": normal(w=(4, 5))["w"]}
+    for build in (jp.global_mask, jp.layerwise_mask):
+        mask = build(scores, 0.5)
+        assert mask["empty"].shape == (0, 25)
+        assert kept(mask) == 10
+
+
 def test_min_keep_keeps_the_best_of_every_leaf():
     scores = {"large": 10 + normal(w=(30, 30))["w"], "small": normal(w=(10, 10))["w"]}
     assert not jp.global_mask(scores, 0.9)["small"].any()
