@@ -36,12 +36,13 @@ def compare(
     """Runs the plan; ``on_epoch(method, sparsity, metrics)`` is called as it goes."""
     steps = len(dataset.train.labels) // config.batch_size
     net = network(config.model, dataset.image_shape, dataset.classes)
-    init_keys, batch_keys, mask_keys, train_keys = jax.vmap(
-        jax.random.split, in_axes=(0, None), out_axes=1
-    )(jax.random.split(jax.random.key(config.seed, impl="rbg"), config.seeds), 4)
-    params, stats = jax.jit(jax.vmap(net.init))(init_keys)
+    root = jax.random.key(config.seed, impl="rbg")  # Compiles faster than threefry.
+    keys = jax.random.split(root, (4, config.seeds))
+    init_keys, batch_keys, mask_keys, train_keys = keys
+    params, stats = jax.jit(lambda keys: jax.lax.map(net.init, keys))(init_keys)
     batches = [_scoring_batch(config, dataset, key) for key in batch_keys]
     train = trainer(config, net, steps)
+    fold_in = jax.vmap(jax.random.fold_in, in_axes=(0, None))
     pruners = {
         method: PRUNERS[method](config.pruning, net, steps * config.epochs)
         for method in dict(plan(config))  # Once each: they hold what is compiled.
@@ -57,9 +58,9 @@ def compare(
         state = train.start(pruner.link, params, stats, mask)
         history = []
         for epoch in range(config.epochs):
-            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(train_keys, epoch)
+            epoch_keys = fold_in(train_keys, epoch)
             state, metrics = train.epoch(
-                pruner.link, state, keys, jnp.float32(sparsity), dataset
+                pruner.link, state, epoch_keys, jnp.float32(sparsity), dataset
             )
             history.append(jax.device_get(metrics))
             on_epoch(method, sparsity, history[-1])

@@ -8,7 +8,6 @@ import pathlib
 import platform
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,15 +87,12 @@ def to_json(report: Report) -> bytes:
 
 def write(path: pathlib.Path, content: bytes) -> None:
     """Replaces a file in one step: whoever reads it sees the old one or the new one."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _git(*args: str) -> str | None:

@@ -1,10 +1,11 @@
-"""ResNet-20 on CIFAR-10 (He et al., 2016, Section 4.2), 0.27 million parameters.
-
-He et al. report 91.25 % dense, in Table 6.
+"""ResNet-20 on CIFAR-10 (He et al., 2016), 0.27 million parameters.
 
 Run: python -m experiments.run cifar10_resnet20 --data.dir=<TFDS folder>
-On a CPU, to see it learn: --model.convolution=patches --over-seeds=map --seeds=1
---epochs=2 --data.train-size=2560 --pruning.methods snip --pruning.sparsities 0.9
+
+Not yet run in full. On a CPU, to see it learn, add --model.convolution=patches
+--over-seeds=map --seeds=1 --epochs=2 --data.train-size=2560 --data.validation-size=500
+--data.test-size=500 --pruning.methods snip --pruning.sparsities 0.9: dense 31.8 %,
+SNIP 23.6 %.
 """
 
 from experiments.config import Config, Data, Model, Pruning
