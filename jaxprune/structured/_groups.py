@@ -197,7 +197,7 @@ class _Reader:
             made.append(produced[row[index]])
             indices.append(index)
         starts = [int(when[when > 0].min()) if when.any() else 0 for when in made]
-        if not any(starts):  # Nothing contracts into them: raw parameters may be them.
+        if not any(starts) and len(axes) > 1:  # Raw parameters may be the channels.
             consumed = [
                 self._trace.consumed[self._axes[axis][2][index]].any()
                 for axis, index in zip(axes, indices, strict=True)
@@ -206,7 +206,7 @@ class _Reader:
         why = (
             "all its positions are coupled"
             if len(channels) == 1
-            else "no parameter produces it" * (not any(starts))
+            else "no parameter produces it, or nothing reads it" * (not any(starts))
         )
         if why:
             for axis, index in zip(axes, indices, strict=True):

@@ -5,7 +5,7 @@ from jax.extend.core import JaxprEqn
 
 from jaxprune.structured._labels import ONE, Value
 from jaxprune.structured._moves import rule
-from jaxprune.structured._trace import Trace, shape_of
+from jaxprune.structured._trace import Trace, shape_of, unknown
 
 # Elementwise, and f(0, ..., 0) = 0: removed positions stay 0 if all operands are.
 _KEEPING = (
@@ -67,6 +67,13 @@ def _forgetting(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]
     return [_met(trace, eqn, values)]
 
 
+@rule("bitcast_convert_type")
+def _bitcast(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
+    if shape_of(eqn.invars[0]) != shape_of(eqn.outvars[0]):
+        return unknown(trace, eqn, values)
+    return _forgetting(trace, eqn, values)
+
+
 @rule("optimization_barrier")
 def _identity(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     del trace, eqn
@@ -113,7 +120,7 @@ def _dot_general(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value
     for i, j in zip(left_batch, right_batch, strict=True):
         trace.labels.join(left.labels[i], right.labels[j])
         labels.append(left.labels[i])
-        zeros.append(left.zero(i) or right.zero(j))
+        zeros.append(left.zero(int(i)) or right.zero(int(j)))
     for x, used in (
         (left, (*left_sum, *left_batch)),
         (right, (*right_sum, *right_batch)),
@@ -134,7 +141,7 @@ def _summed(
     """Joins the axes that a contraction sums over."""
     for i, j in zip(left_axes, right_axes, strict=True):
         trace.labels.join(left.labels[i], right.labels[j])
-        if not (left.zero(i) or right.zero(j)):
+        if not (left.zero(int(i)) or right.zero(int(j))):
             _not_zero(trace, left.labels[i])
             _not_zero(trace, right.labels[j])
         if left.weight != right.weight:
@@ -197,7 +204,7 @@ def _grouped(
 def _reduce_sum(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     (x,) = values
     for i in eqn.params["axes"]:
-        if not x.zero(i):
+        if not x.zero(int(i)):
             _not_zero(trace, x.labels[i])
     return [_without(x, eqn.params["axes"])]
 

@@ -116,6 +116,30 @@ def _concatenate(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value
     return [Value(tuple(labels), tuple(zeros), weight, nil)]
 
 
+@rule("stack")
+def _stack(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
+    axis, first = eqn.params["axis"], values[0]
+    for value in values[1:]:
+        for row, other in zip(first.labels, value.labels, strict=True):
+            trace.labels.join(row, other)
+    zeros = [all(v.zero(i) for v in values) for i in range(len(first.labels))]
+    along = trace.labels.frozen(len(values), "arrays are stacked along it")
+    labels = [*first.labels[:axis], along, *first.labels[axis:]]
+    zeros.insert(axis, False)
+    weight, nil = all(v.weight for v in values), all(v.nil for v in values)
+    return [Value(tuple(labels), tuple(zeros), weight, nil)]
+
+
+@rule("unstack")
+def _unstack(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
+    (x,), axis = values, eqn.params["axis"]
+    trace.labels.freeze(x.labels[axis], "its positions are singled out")
+    rest = [i for i in range(len(x.labels)) if i != axis]
+    labels = tuple(x.labels[i] for i in rest)
+    part = x._replace(labels=labels, zeros=tuple(x.zeros[i] for i in rest))
+    return [part] * len(eqn.outvars)
+
+
 @rule("tile")
 def _tile(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     x, shape = values[0], shape_of(eqn.outvars[0])
