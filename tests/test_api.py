@@ -36,9 +36,8 @@ def test_the_contracts_functions_are_all_there_and_no_others():
 
 
 def test_the_functions_of_structured_are_all_there_and_no_others():
-    assert set(STRUCTURED) == set(
-        "channel_groups channel_report group_scores narrow shrink structured_mask".split()
-    )
+    names = "channel_groups channel_report group_scores narrow shrink structured_mask"
+    assert set(STRUCTURED) == set(names.split())
 
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, *STRUCTURED])

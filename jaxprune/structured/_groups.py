@@ -159,69 +159,71 @@ class _Reader:
             for leaf, axes in enumerate(trace.axes)
             for axis, labels in enumerate(axes)
         ]
-        self._alone: set[int] = set()
 
     def groups(self) -> Groups:
-        channels = self._channels()
-        kinds = defaultdict(list)
-        for positions in channels.values():
-            kind = tuple((axis, len(found)) for axis, found in positions.items())
-            kinds[kind].append(positions)
-        found = []
-        for kind, members in kinds.items():
-            made = self._group([axis for axis, _ in kind], members)
-            if made is not None:
-                found.append(made)
-        found.sort(key=lambda pair: pair[0])
-        return Groups(_named([group for _, group in found]), self._frozen())
+        found = [self._group(places) for places in self._kinds()]
+        made = sorted((pair for pair in found if pair), key=lambda pair: pair[0])
+        return Groups(_named([group for _, group in made]), self._frozen())
 
-    def _channels(self) -> dict[int, dict[int, list[int]]]:
-        """Lists the positions, axis by axis, of every class that may be removed."""
-        labels = self._trace.labels
-        channels: dict[int, dict[int, list[int]]] = {}
-        for number, (_, _, row) in enumerate(self._axes):
-            free = np.flatnonzero(~labels.is_frozen(row))
-            roots = labels.find(row)[free]
-            for root, place in zip(roots.tolist(), free.tolist(), strict=True):
-                channels.setdefault(root, {}).setdefault(number, []).append(place)
-        return channels
+    def _kinds(self) -> list[list[tuple[int, np.ndarray]]]:
+        """Sorts the classes that may be removed by the axes that they lie in.
 
-    def _group(
-        self, axes: list[int], channels: list[dict[int, list[int]]]
-    ) -> tuple[int, Group] | None:
+        Returned for every kind are the numbers of its axes, and for each of these the
+        positions, one row a class. Classes are told apart axis by axis: two are of one
+        kind as long as they have equally many positions along every axis so far.
+        """
+        labels, free, roots = self._trace.labels, [], []
+        for _, _, row in self._axes:
+            free.append(np.flatnonzero(~labels.is_frozen(row)))
+            roots.append(labels.find(row)[free[-1]])
+        known = np.unique(np.concatenate([np.zeros(0, np.int64), *roots]))
+        kind, last = np.zeros(len(known), np.int64), 0
+        rows = [np.searchsorted(known, found) for found in roots]
+        for row in rows:
+            present, counts = np.unique(row, return_counts=True)
+            key = kind[present] * (1 + counts.max(initial=0)) + counts
+            told, apart = np.unique(key, return_inverse=True)
+            kind[present] = last + 1 + apart
+            last += len(told)
+        members: dict[int, list[tuple[int, np.ndarray]]] = defaultdict(list)
+        for number, (row, places) in enumerate(zip(rows, free, strict=True)):
+            order = np.argsort(row, kind="stable")
+            kinds = kind[row[order]]
+            for one in np.unique(kinds):
+                chosen = order[kinds == one]
+                size = len(np.unique(row[chosen]))
+                index = places[chosen].reshape(size, -1)
+                members[int(one)].append((number, index))
+        return list(members.values())
+
+    def _group(self, places: list[tuple[int, np.ndarray]]) -> tuple[int, Group] | None:
         """Makes a group, and says when it is first produced; None if it is frozen."""
-        produced, made, indices = self._trace.produced, [], []
-        for axis in axes:
-            index = np.array([channel[axis] for channel in channels])
-            row = self._axes[axis][2]
-            made.append(produced[row[index]])
-            indices.append(index)
+        rows = [self._axes[axis][2][index] for axis, index in places]
+        made = [self._trace.produced[row] for row in rows]
         starts = [int(when[when > 0].min()) if when.any() else 0 for when in made]
-        if not any(starts) and len(axes) > 1:  # Raw parameters may be the channels.
-            consumed = [
-                self._trace.consumed[self._axes[axis][2][index]].any()
-                for axis, index in zip(axes, indices, strict=True)
-            ]
-            starts = [0 if used else _LAST for used in consumed]
+        if not any(starts) and len(rows) > 1:  # Raw parameters may be the channels.
+            consumed = self._trace.consumed
+            starts = [0 if consumed[row].any() else _LAST for row in rows]
+        size = len(rows[0])
         why = (
             "all its positions are coupled"
-            if len(channels) == 1
+            if size == 1
             else "no parameter produces it, or nothing reads it" * (not any(starts))
         )
         if why:
-            for axis, index in zip(axes, indices, strict=True):
-                self._trace.labels.freeze(self._axes[axis][2][index].ravel(), why)
+            for row in rows:
+                self._trace.labels.freeze(row.ravel(), why)
             return None
         members = tuple(
             Member(
-                self._paths[self._axes[axis][0]], self._axes[axis][1], index, start > 0
+                self._paths[self._axes[axis][0]], self._axes[axis][1], index, when > 0
             )
-            for axis, index, start in zip(axes, indices, starts, strict=True)
+            for (axis, index), when in zip(places, starts, strict=True)
         )
         first = min(start for start in starts if start)
         leader = members[starts.index(first)]
         name = f"{leader.path}\n{leader.axis}"
-        return first, Group(name, len(channels), members)
+        return first, Group(name, size, members)
 
     def _frozen(self) -> tuple[Frozen, ...]:
         labels, found = self._trace.labels, []
