@@ -96,11 +96,11 @@ def channel_groups(fn: Callable[..., Any], params: Any, *inputs: Any) -> Groups:
     its slices are 0, the function's output is that of the function without them.
     Channels that lie in the same axes of the same leaves form a group.
 
-    A sum over channels is followed only if a removed channel adds exactly 0 to it. So a
-    normalisation over the channels that is computed from sums of x and x² divides by
-    the old width, before and after shrinking; one that sums squared deviations from the
-    mean is frozen. An output that is the new value of a parameter (running statistics)
-    is narrowed with it.
+    A sum over channels is followed if a removed channel adds 0 to it, or one and the
+    same number as every other removed channel (the squared mean, in a variance). So a
+    normalisation over channels divides by the old width, before and after shrinking;
+    softmax and maxima over channels freeze them. An output that is the new value of a
+    parameter (running statistics) is narrowed with it.
 
     An axis that a reshape splits in several that matter (heads and the dimensions
     inside them) is removed by the outer one; grouped convolutions lose whole groups.

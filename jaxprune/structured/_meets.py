@@ -3,6 +3,7 @@
 import numpy as np
 from jax.extend.core import JaxprEqn
 
+from jaxprune.structured._even import ELEMENTWISE, is_even
 from jaxprune.structured._labels import ONE, Value
 from jaxprune.structured._moves import rule
 from jaxprune.structured._trace import Trace, shape_of, unknown
@@ -21,6 +22,10 @@ _FORGETTING = (
     "logistic lt ne nextafter not polygamma pow population_count rsqrt shift_left "
     "shift_right_arithmetic shift_right_logical eq_to le_to lt_to"
 )
+
+
+ELEMENTWISE.update([*_KEEPING.split(), *_PRODUCTS.split(), *_FORGETTING.split()])
+ELEMENTWISE.update(["div", "rem", "integer_pow", "select_n"])
 
 
 @rule(*_KEEPING.split())
@@ -203,8 +208,10 @@ def _grouped(
 @rule("reduce_sum")
 def _reduce_sum(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     (x,) = values
-    for i in eqn.params["axes"]:
-        if not x.zero(int(i)):
+    uneven = [int(i) for i in eqn.params["axes"] if not x.zero(int(i))]
+    open_axes = [i for i in uneven if not trace.labels.is_frozen(x.labels[i]).all()]
+    for i in open_axes:  # What one even axis adds the replay knows.
+        if len(open_axes) > 1 or not is_even(eqn.invars[0], x, i, trace.even):
             _not_zero(trace, x.labels[i])
     return [_without(x, eqn.params["axes"])]
 

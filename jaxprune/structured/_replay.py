@@ -83,10 +83,13 @@ class Replay:
         consts = [self.narrowed(c, value) for c, value in constants]
         known.update(zip(body.jaxpr.constvars, consts, strict=True))
 
+        made = {out: step for step in body.steps for out in step.eqn.outvars}
         for step in body.steps:
             inputs = self._read(step.eqn.invars, step.inputs, known)
             with step.eqn.ctx.manager:
                 outputs = self._step(step, inputs)
+                if step.eqn.primitive.name == "reduce_sum":
+                    outputs = [self._completed(step, outputs[0], known, made)]
             known.update(zip(step.eqn.outvars, outputs, strict=True))
         return self._read(body.jaxpr.outvars, body.outputs, known)
 
@@ -97,6 +100,36 @@ class Replay:
             self.narrowed(atom.val, value) if isinstance(atom, Literal) else known[atom]
             for atom, value in zip(atoms, values, strict=True)
         ]
+
+    def _completed(self, step: Step, total: Any, known: Any, made: Any) -> Any:
+        """Adds to a sum what the removed positions of an even axis add to it."""
+        (atom,), (value,) = step.eqn.invars, step.inputs
+        for axis in map(int, step.eqn.params["axes"]):
+            gone = int(self._gone[value.labels[axis]].sum())
+            if gone and not value.zero(axis):
+                one = self._fill(atom, value, axis, known, made)
+                one = jnp.sum(one, step.eqn.params["axes"], dtype=total.dtype)
+                total = total + one * np.asarray(gone, total.dtype)
+        return total
+
+    def _fill(
+        self, atom: Any, value: Value, axis: int, known: Any, made: dict[Any, Step]
+    ) -> Any:
+        """What an array holds at removed positions of an even axis, as size one."""
+        (array,) = self._read([atom], [value], known)
+        if axis >= len(value.labels) or len(value.labels[axis]) == 1:
+            return array
+        if value.zero(axis):
+            return jnp.zeros_like(jax.lax.slice_in_dim(array, 0, 1, axis=axis))
+        step = made[atom]
+        if step.eqn.primitive.name == "broadcast_in_dim":
+            shape = list(self.shape(value))
+            shape[axis] = 1
+            inputs = self._read(step.eqn.invars, step.inputs, known)
+            return _plain(self, step, inputs, shape=tuple(shape))[0]
+        pairs = zip(step.eqn.invars, step.inputs, strict=True)
+        parts = [self._fill(a, v, axis, known, made) for a, v in pairs]
+        return _plain(self, step, parts)[0]
 
     def _step(self, step: Step, args: list[Any]) -> Sequence[Any]:
         if any(map(self.is_narrowed, step.inputs)):

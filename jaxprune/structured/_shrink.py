@@ -26,7 +26,7 @@ def shrink(
     that the mask prunes elsewhere are set to 0. The small function is the old one,
     replayed without the removed positions, so its outputs are those of the masked model
     up to rounding, gradients included. Constants stay as they are: a mean over channels
-    written as a sum divided by a width divides by the old width.
+    (LayerNorm) is their sum divided by the old width.
 
     Args:
       fn: the function that ``groups`` were found in, ``fn(params, *inputs)``.

@@ -9,6 +9,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from jaxprune import _checks
+from jaxprune.structured._even import Even, even_axes
 from jaxprune.structured._labels import ONE, Labels, Value
 
 RULES: dict[str, Callable[..., Any]] = {}
@@ -60,6 +61,7 @@ class Trace:
         self.produced = np.zeros(self.owned, np.int64)
         self.consumed = np.zeros(self.owned, bool)
         self.derives = True  # Whether derivative rules are to be followed too.
+        self.even: Even = {}  # Of the jaxpr that is being walked.
         self._time = 0
 
     def parameters(self) -> list[Value]:
@@ -98,12 +100,14 @@ class Trace:
         known = dict(zip(jaxpr.constvars, const_values, strict=True))
         known.update(zip(jaxpr.invars, inputs, strict=True))
 
-        steps = []
+        steps, even = [], {}
         for eqn in jaxpr.eqns:
+            self.even = even
             values = [self._read(atom, known) for atom in eqn.invars]
             found = RULES.get(eqn.primitive.name, unknown)(self, eqn, values)
             outputs, bodies = found if isinstance(found, Entered) else (found, ())
             known.update(zip(eqn.outvars, outputs, strict=True))
+            even[eqn.outvars[0]] = even_axes(eqn, values, even)
             steps.append(Step(eqn, tuple(values), tuple(outputs), bodies))
         outputs = tuple(self._read(atom, known) for atom in jaxpr.outvars)
         return Body(jaxpr, consts, const_values, tuple(inputs), tuple(steps), outputs)

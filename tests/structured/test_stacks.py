@@ -2,6 +2,7 @@
 
 import functools
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -243,16 +244,72 @@ def test_flatten_in_either_order():
     assert index.tolist() == [list(range(9 * c, 9 * c + 9)) for c in range(5)]
 
 
-def test_a_two_pass_variance_is_frozen_not_guessed():
+def two_pass(x):
+    return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+def by_hand(x):
+    mean = jnp.sum(x, axis=-1) / x.shape[-1]
+    centred = x - jnp.broadcast_to(mean[:, None], x.shape)
+    spread = jnp.sum(jnp.abs(centred), axis=-1) / x.shape[-1]
+    return centred / (spread[:, None] + 0.1)
+
+
+@pytest.mark.parametrize("norm", [two_pass, by_hand])
+def test_sums_of_deviations_from_the_mean_keep_the_old_width(norm):
     def fn(params, x):
-        x = x @ params["w"]
-        x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        return norm(jnp.tanh(x @ params["w"])) * params["s"] @ params["v"]
+
+    params = arrays(w=(5, 6), s=(6,), v=(6, 2))
+    check(fn, params, normal(4, 5), groups=expected((6, "w:1!, s:0, v:0")))
+
+
+def test_equinox_layer_norm():
+    norm = eqx.nn.LayerNorm(6)
+
+    def fn(params, x):
+        x = jax.vmap(eqx.tree_at(lambda n: n.weight, norm, params["s"]))(
+            x @ params["w"]
+        )
+        return x @ params["v"]
+
+    params = arrays(w=(5, 6), s=(6,), v=(6, 2))
+    check(fn, params, normal(4, 5), groups=expected((6, "w:1!, s:0, v:0")))
+
+
+def test_a_sum_of_what_is_not_zero_is_frozen_not_guessed():
+    def fn(params, x):
+        x = jax.nn.softmax(x @ params["w"])
         return x @ params["v"]
 
     params = arrays(w=(5, 6), v=(6, 2))
     groups = structured.channel_groups(fn, params, normal(4, 5))
     assert not groups
+    assert "reduce_max" in str(groups)
+
+
+@pytest.mark.parametrize("kind", ["positions", "both axes"])
+def test_a_sum_whose_removed_terms_differ_is_frozen(kind):
+    def fn(params, x):
+        hidden = x @ params["w"]
+        if kind == "positions":
+            total = jnp.cos(hidden + jnp.arange(6.0)).sum(-1, keepdims=True)
+        else:
+            total = (1 + hidden[:, :, None] * (x @ params["u"])[:, None, :]).sum((1, 2))
+            total = total[:, None]
+        return (hidden * total) @ params["v"]
+
+    params = arrays(w=(5, 6), v=(6, 2), u=(5, 3))
+    groups = structured.channel_groups(fn, params, normal(4, 5))
+    assert not groups
     assert "summed over" in str(groups)
+
+
+def test_the_cosine_of_removed_channels_still_counts():
+    def fn(params, x):
+        return (jnp.cos(x @ params["w"]) / 6).sum(-1, keepdims=True)
+
+    check(fn, arrays(w=(5, 6)), normal(4, 5), groups=expected((6, "w:1!")))
 
 
 def test_an_unknown_primitive_is_frozen_and_named():
