@@ -241,8 +241,8 @@ def _parted(trace: Trace, flat: np.ndarray, shape: list[int]) -> list[np.ndarray
     """Labels of the axes that one is split into.
 
     The axis along which the classes vary takes them. If several vary (heads and their
-    dimensions, groups and their channels), the outer one does, and whatever shares a
-    position along it is removed together.
+    dimensions, groups and their channels), the outer one does unless the trace is told
+    otherwise, and whatever shares a position along it is removed together.
     """
     why = "it is the inner part of an axis split by a reshape"
     if len(shape) == 1:
@@ -254,9 +254,11 @@ def _parted(trace: Trace, flat: np.ndarray, shape: list[int]) -> list[np.ndarray
     if trace.labels.is_frozen(flat).all() or not any(varies):
         trace.labels.freeze(flat, why)
         return [trace.labels.frozen(n, why) for n in shape]
-    outer = varies.index(True)
+    options = np.flatnonzero(varies)
+    outer = int(options[trace.choices.get(len(trace.splits), 0)])
     rows = np.moveaxis(grid, outer, 0).reshape(shape[outer], -1)
-    if sum(varies) > 1:
+    if len(options) > 1:
+        trace.splits.append((rows[:, 0], len(options)))
         trace.labels.join(np.repeat(rows[:, 0], rows.shape[1]), rows.reshape(-1))
     parts = [trace.labels.frozen(n, why) for n in shape]
     parts[outer] = rows[:, 0]

@@ -50,8 +50,16 @@ class Trace:
     axis; ``produced`` holds when each was first an output of a contraction.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
-        """Gives every position of every axis of the parameters its label."""
+    def __init__(
+        self, shapes: Sequence[tuple[int, ...]], choices: dict[int, int] | None = None
+    ) -> None:
+        """Gives every position of every axis of the parameters its label.
+
+        Where a reshape splits an axis whose parts could each be removed, ``choices``
+        says which part is, by the number of the split; the outer one by default.
+        """
+        self.choices = choices or {}
+        self.splits: list[tuple[np.ndarray, int]] = []  # Labels, and number of options.
         self.labels = Labels()
         self.axes = [
             [self.labels.fresh(size) if size != 1 else ONE for size in shape]
@@ -152,21 +160,49 @@ def trace_function(
 
     del _control, _meets, _moves
     closed, out = jax.make_jaxpr(fn, return_shape=True)(params, *inputs)
+    choices: dict[int, int] = {}
+    trace, body = _follow(closed, out, params, inputs, choices)
+    stuck = [n for n, split in enumerate(trace.splits) if _is_stuck(trace, split)]
+    for tried in [stuck, *([n] for n in stuck)] if stuck else []:
+        for pick in range(1, max(trace.splits[n][1] for n in tried)):
+            picks = {n: min(pick, trace.splits[n][1] - 1) for n in tried}
+            other, found = _follow(closed, out, params, inputs, {**choices, **picks})
+            same = [n for _, n in other.splits] == [n for _, n in trace.splits]
+            if same and _freedom(other) > _freedom(trace):
+                trace, body, choices = other, found, {**choices, **picks}
+    return trace, body, jax.tree.structure(out)
+
+
+def _is_stuck(trace: Trace, split: tuple[np.ndarray, int]) -> bool:
+    return bool(trace.labels.is_frozen(split[0]).all())
+
+
+def _freedom(trace: Trace) -> int:
+    """How many positions of parameters may be removed."""
+    return int((~trace.labels.is_frozen(np.arange(1, trace.owned))).sum())
+
+
+def _follow(
+    closed: ClosedJaxpr,
+    out: Any,
+    params: Any,
+    inputs: Sequence[Any],
+    choices: dict[int, int],
+) -> tuple[Trace, Body]:
+    """Follows labels from parameters to outputs, with splits decided."""
     paths, leaves = _checks.leaf_paths(params), jax.tree.leaves(params)
-    trace = Trace([np.shape(leaf) for leaf in leaves])
+    trace = Trace([np.shape(leaf) for leaf in leaves], choices)
+    names = _checks.leaf_paths(tuple(inputs))
     given = [
-        trace.frozen(np.shape(leaf), f"meets input {path}")
-        for path, leaf in zip(
-            _checks.leaf_paths(tuple(inputs)), jax.tree.leaves(inputs), strict=True
-        )
+        trace.frozen(np.shape(leaf), f"meets input {name}")
+        for name, leaf in zip(names, jax.tree.leaves(inputs), strict=True)
     ]
     body = trace.walk(closed, [*trace.parameters(), *given])
-    values = zip(_checks.leaf_paths(out), body.outputs, strict=True)
-    for path, value in values:
+    for path, value in zip(_checks.leaf_paths(out), body.outputs, strict=True):
         if not _carries_parameter(trace, path, value, paths):
             for axis, labels in enumerate(value.labels):
                 trace.labels.freeze(labels, f"reaches output {path}, axis {axis}")
-    return trace, body, jax.tree.structure(out)
+    return trace, body
 
 
 def _carries_parameter(trace: Trace, path: str, value: Value, paths: list[str]) -> bool:

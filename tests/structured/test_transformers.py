@@ -105,6 +105,22 @@ def test_a_fused_projection_that_is_split():
     assert index[0].tolist() == [*range(4), *range(12, 16), *range(24, 28)]
 
 
+def test_a_fused_projection_that_is_reshaped():
+    def fn(params, x):
+        for n in "ab":
+            qkv = (x @ params["qkv" + n]).reshape(2, 5, 3, 2, 4)
+            x = (
+                x
+                + attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(2, 5, 8)
+                @ params["o" + n]
+            )
+        return x @ params["head"]
+
+    params = arrays(qkva=(6, 24), oa=(8, 6), qkvb=(6, 24), ob=(8, 6), head=(6, 2))
+    groups = expected((2, "qkva:1 x12!, oa:0 x4"), (2, "qkvb:1 x12!, ob:0 x4"))
+    check(fn, params, normal(2, 5, 6), groups=groups)
+
+
 @pytest.mark.parametrize("share", ["repeat", "tile", "reshape"])
 def test_grouped_queries_go_with_their_keys(share):
     def fn(params, x):
