@@ -4,6 +4,7 @@
 """
 
 from jaxprune import measures as measures
+from jaxprune import structured as structured
 from jaxprune._allocation import erk as erk
 from jaxprune._cost import Cost as Cost
 from jaxprune._cost import cost as cost

@@ -6,7 +6,7 @@ import re
 import pytest
 
 import jaxprune as jp
-from jaxprune import measures
+from jaxprune import measures, structured
 
 FUNCTIONS = {
     name: value
@@ -18,6 +18,9 @@ MEASURES = {
     for name, value in vars(measures).items()
     if inspect.isfunction(value) and value.__module__ == measures.__name__
     if not name.startswith("_") and name != "check_normalize"
+}
+STRUCTURED = {
+    name: value for name, value in vars(structured).items() if inspect.isfunction(value)
 }
 CONTRACT = """
     gradient_flow mean_flow flow_rates magnitude random snip biased_loss grasp
@@ -32,13 +35,19 @@ def test_the_contracts_functions_are_all_there_and_no_others():
     assert set(FUNCTIONS) == set(CONTRACT)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_functions_of_structured_are_all_there_and_no_others():
+    names = "channel_groups channel_report group_scores narrow shrink structured_mask"
+    assert set(STRUCTURED) == set(names.split())
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, *STRUCTURED])
 def test_docstrings_are_whole(name):
-    doc = inspect.getdoc(FUNCTIONS[name])
+    function = {**FUNCTIONS, **STRUCTURED}[name]
+    doc = inspect.getdoc(function)
     assert doc.splitlines()[0].endswith((".", ":"))
     for section in ("Args:", "Returns:", "Example:"):
         assert doc.count(section) == 1, f"{name} lacks {section}"
-    for argument in inspect.signature(FUNCTIONS[name]).parameters:
+    for argument in inspect.signature(function).parameters:
         assert re.search(rf"\*?{argument}: ", doc), (
             f"{name} does not explain {argument}"
         )
@@ -51,9 +60,10 @@ def test_measures_say_their_formula(name):
     )
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", [*FUNCTIONS, *STRUCTURED])
 def test_options_are_keyword_only_and_keys_are_called_key(name):
-    parameters = inspect.signature(FUNCTIONS[name]).parameters.values()
+    function = {**FUNCTIONS, **STRUCTURED}[name]
+    parameters = inspect.signature(function).parameters.values()
     for parameter in parameters:
         assert parameter.name not in ("rng", "seed", "density", "ratio")
         if parameter.default is not inspect.Parameter.empty:

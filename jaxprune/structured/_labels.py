@@ -1,0 +1,110 @@
+"""Labels of positions: which positions of which dimensions stand or fall together.
+
+Every position along every dimension carries a label, a whole number. Moving data moves
+labels with NumPy; data that meet join their labels in a union-find. A class of labels
+with a reason is frozen: its positions are never removed.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ONE = np.zeros(1, np.int64)  # The label of every dimension of size one: frozen.
+
+
+class Value(NamedTuple):
+    """What is known of an array.
+
+    Attributes:
+      labels: for every dimension, the label of each position along it.
+      zeros: for every dimension, whether the masked model has a 0 wherever the position
+        along it is one that shrinking removes.
+      weight: it depends on parameters and constants alone, on no input.
+      nil: it is 0 everywhere.
+    """
+
+    labels: tuple[np.ndarray, ...]
+    zeros: tuple[bool, ...]
+    weight: bool = False
+    nil: bool = False
+
+    def zero(self, axis: int) -> bool:
+        """Tells whether removed positions along an axis hold 0 in the masked model."""
+        return self.nil or (self.zeros[axis] and len(self.labels[axis]) != 1)
+
+
+class Labels:
+    """A union-find over labels, vectorised; the least label of a class is its root."""
+
+    def __init__(self) -> None:
+        """Starts with label 0 alone, which belongs to dimensions of size one."""
+        self._parent = np.zeros(1, np.int64)
+        self._reason = np.ones(1, np.int64)
+        self._size = 1
+        self._reasons = ["", "its size is 1"]
+
+    def fresh(self, size: int) -> np.ndarray:
+        """Makes one new label a position."""
+        return self._new(size) if size != 1 else ONE
+
+    def _new(self, size: int) -> np.ndarray:
+        start, self._size = self._size, self._size + size
+        if self._size > len(self._parent):
+            room = 2 * self._size
+            old = len(self._parent)
+            self._parent = np.concatenate([self._parent, np.arange(old, room)])
+            self._reason = np.concatenate(
+                [self._reason, np.zeros(room - old, np.int64)]
+            )
+        return np.arange(start, self._size)
+
+    def frozen(self, size: int, reason: str) -> np.ndarray:
+        """Makes one new label, frozen from the start, for all positions."""
+        if size == 1:
+            return ONE
+        label = self._new(1)
+        self.freeze(label, reason)
+        return np.broadcast_to(label, (size,))
+
+    def find(self, labels: np.ndarray) -> np.ndarray:
+        """Looks up the roots of labels."""
+        roots = self._parent[labels]
+        while True:
+            above = self._parent[roots]
+            if np.array_equal(above, roots):
+                return roots
+            roots = above
+
+    def roots(self) -> np.ndarray:
+        """The roots of all labels."""
+        return self.find(np.arange(self._size))
+
+    def join(self, left: np.ndarray, right: np.ndarray) -> None:
+        """Makes two rows of labels equal; a row of size one is broadcast, so left."""
+        if left is right or len(left) == 1 or len(right) == 1:
+            return
+        while True:
+            a, b = self.find(left), self.find(right)
+            differ = a != b
+            if not differ.any():
+                return
+            a, b = a[differ], b[differ]
+            low, high = np.minimum(a, b), np.maximum(a, b)
+            self._parent[high] = low
+            np.maximum.at(self._reason, low, self._reason[high])
+
+    def freeze(self, labels: np.ndarray, reason: str) -> None:
+        """Freezes the classes of labels; a class keeps the first reason that it got."""
+        roots = np.unique(self.find(labels))
+        roots = roots[self._reason[roots] == 0]
+        if len(roots):
+            self._reason[roots] = len(self._reasons)
+            self._reasons.append(reason)
+
+    def is_frozen(self, labels: np.ndarray) -> np.ndarray:
+        """Tells for every label whether its class is frozen."""
+        return self._reason[self.find(labels)] > 0
+
+    def reason(self, label: Any) -> str:
+        """Says why a label is frozen, or nothing if it is not."""
+        return self._reasons[self._reason[self.find(np.atleast_1d(label))][0]]

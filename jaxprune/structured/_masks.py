@@ -1,0 +1,224 @@
+"""Masks that remove whole channels, until a budget is met."""
+
+import bisect
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import _checks
+from jaxprune._types import Real
+from jaxprune.structured._groups import Group, check_arrays
+
+Removed = dict[tuple[str, int], list[np.ndarray]]
+"""For the path and axis of a leaf: the positions that are removed."""
+
+
+def structured_mask(
+    group_scores: Sequence[Any],
+    groups: Sequence[Group],
+    params: Any,
+    sparsity: Real,
+    *,
+    scope: str = "global",
+    min_keep: Real = 1,
+    round_to: int = 1,
+    budget: str | Callable[[Any], Real] = "channels",
+    protect: Collection[str] = (),
+) -> Any:
+    """Removes the channels with the least scores, until a budget is met.
+
+    Channels go one by one, least score first (of equal scores the later one; earlier
+    groups keep theirs), until the fraction of the budget that is gone reaches
+    ``sparsity``. ``min_keep``, ``round_to`` and ``protect`` win over it: what was
+    reached is in `channel_report`.
+
+    Args:
+      group_scores: one array of shape (size,) a group, larger = keep, with values.
+      groups: the groups, from `channel_groups`.
+      params: the parameters, arrays or ``jax.ShapeDtypeStruct``.
+      sparsity: the fraction of the budget to remove, in [0, 1).
+      scope: "global", one order of all channels; or "group", every group loses the same
+        fraction of its channels.
+      min_keep: how many channels every group keeps at least, the best: a whole number,
+        or a fraction f in (0, 1) for floor(f size) + 1 (the paper's floor is 0.05).
+      round_to: every narrowed group keeps a multiple of this many channels.
+      budget: what the fraction is of. "channels": all channels of all groups, and the
+        number removed is exactly ``round(sparsity * channels)``; "params": all entries
+        of ``params``, or a function ``budget(mask) -> number`` such as ``lambda m:
+        cost(fn, params, x, mask=m).sparse_flops``: the fewest channels for which the
+        fraction is reached.
+      protect: the names of groups that stay whole.
+
+    Returns:
+      A mask: a tree of bool like ``params``, False on every slice of every member of a
+      removed channel, True elsewhere.
+
+    Raises:
+      ValueError: if scores and groups do not match, scores hold NaN, an option is out
+        of range, or ``protect`` names no group.
+      TypeError: if scores have no values (inside ``jit``).
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxprune as jp
+      >>> def apply_fn(params, x):
+      ...     return jax.nn.relu(x @ params["w"]) @ params["v"]
+      >>> params = {"v": jnp.ones((2, 1)), "w": jnp.array([[3.0, 1.0], [-4.0, 2.0]])}
+      >>> groups = jp.structured.channel_groups(apply_fn, params, jnp.ones((10, 2)))
+      >>> scores = jp.structured.group_scores(jp.magnitude(params), groups)
+      >>> jp.structured.structured_mask(scores, groups, params, 0.5)["w"]
+      Array([[ True, False],
+             [ True, False]], dtype=bool)
+
+    References:
+      Lubana & Dick, `A Gradient Flow Framework for Analyzing Network Pruning
+      <https://arxiv.org/abs/2009.11839>`_, ICLR 2021: one global order of all filters.
+      Their floor protects the last filters of a layer by index; ours the best.
+    """
+    _checks.check_sparsity(sparsity)
+    _checks.check_count(round_to, "round_to", "channels")
+    check_arrays(params)
+    if scope not in ("global", "group"):
+        raise ValueError(f'scope must be "global" or "group"; got {scope!r}.')
+    if isinstance(budget, str) and budget not in ("channels", "params"):
+        raise ValueError(
+            f'budget must be "channels", "params" or a function of a mask; got '
+            f"{budget!r}."
+        )
+    _check_protected(groups, protect)
+    scores = _values(group_scores, groups)
+    floors = [g.size if g.name in protect else _floor(min_keep, g) for g in groups]
+    orders = [np.argsort(-s, kind="stable") for s in scores]  # Best first.
+    queue = _queue(scores, orders, floors, scope)
+
+    def rounded(keep: int, group: Group) -> int:
+        return min(group.size, -(-keep // round_to) * round_to)
+
+    def gone(keep: Sequence[int]) -> Removed:
+        """Where the channels beyond the best ``keep`` of every group lie."""
+        removed: Removed = {}
+        for group, order, n in zip(groups, orders, keep, strict=True):
+            for m in group.members:
+                places = removed.setdefault((m.path, m.axis), [])
+                places.append(m.index[order[rounded(n, group) :]].ravel())
+        return removed
+
+    if scope == "group" and budget == "channels":
+        wanted = [g.size - round(float(sparsity) * g.size) for g in groups]
+        return _mask(params, gone([max(n) for n in zip(wanted, floors, strict=True)]))
+
+    def keep(taken: int) -> list[int]:
+        """How many channels each group keeps once so many left the queue."""
+        lost = np.bincount(queue[:taken], minlength=len(groups))
+        return [g.size - int(n) for g, n in zip(groups, lost, strict=True)]
+
+    def left(taken: int) -> Real:
+        """What is left of the budget."""
+        if budget == "channels":
+            return sum(map(rounded, keep(taken), groups))
+        if budget == "params":
+            return _count(params, gone(keep(taken)))
+        return float(budget(_mask(params, gone(keep(taken)))))  # pyright: ignore[reportCallIssue]
+
+    whole = left(0)
+    target = float(sparsity) * whole
+    if budget == "channels":
+        target = round(target)
+    taken = bisect.bisect_left(
+        range(len(queue)), True, key=lambda n: whole - left(n) >= target
+    )
+    return _mask(params, gone(keep(taken)))
+
+
+def _values(group_scores: Sequence[Any], groups: Sequence[Group]) -> list[np.ndarray]:
+    """Reads the scores, and raises unless they are those of the groups."""
+    if len(group_scores) != len(groups):
+        raise ValueError(
+            f"There are {len(groups)} groups, but scores for {len(group_scores)}. Pass "
+            "what group_scores returned for these groups."
+        )
+    if not groups:
+        raise ValueError(
+            "There are no groups, so no channel can be removed. print(groups) of what "
+            "channel_groups returned says what is frozen, and why."
+        )
+    for scores, group in zip(group_scores, groups, strict=True):
+        if np.shape(scores) != (group.size,):
+            raise ValueError(
+                f"The group {group.name} has {group.size} channels, but its scores are "
+                f"of shape {np.shape(scores)}."
+            )
+        if not _checks.is_concrete(scores):
+            raise TypeError(
+                f"The scores of the group {group.name} have no values. Call "
+                "structured_mask outside jit: shapes depend on what it removes."
+            )
+        if np.isnan(np.asarray(scores)).any():
+            raise ValueError(
+                f"The scores of the group {group.name} hold NaN. Look for a loss that "
+                "overflows; to mean 'always keep' or 'remove first', use inf or -inf."
+            )
+    return [np.asarray(scores) for scores in group_scores]
+
+
+def _check_protected(groups: Sequence[Group], protect: Collection[str]) -> None:
+    names = [group.name for group in groups]
+    for name in [protect] if isinstance(protect, str) else protect:
+        if name not in names or isinstance(protect, str):
+            raise ValueError(
+                f"protect is a collection of names of groups, among {names}; got "
+                f"{name!r}."
+            )
+
+
+def _floor(min_keep: Real, group: Group) -> int:
+    """How many channels a group keeps at least."""
+    if isinstance(min_keep, float) and 0 < min_keep < 1:
+        return min(group.size, math.floor(min_keep * group.size) + 1)
+    _checks.check_count(min_keep, "min_keep", "channels")
+    return min(group.size, int(min_keep))
+
+
+def _queue(
+    scores: list[np.ndarray], orders: list[np.ndarray], floors: list[int], scope: str
+) -> np.ndarray:
+    """The number of the group that loses its worst channel next, in order."""
+    ranks, numbers = [], []
+    for number, (score, order, floor) in enumerate(
+        zip(scores, orders, floors, strict=True)
+    ):
+        worst = order[floor:][::-1]
+        share = np.arange(1, len(worst) + 1) / len(order)
+        ranks.append(score[worst] if scope == "global" else share)
+        numbers.append(np.full(len(worst), number))
+    rank, number = np.concatenate(ranks), np.concatenate(numbers)
+    return number[np.lexsort((-number, rank))]
+
+
+def _count(params: Any, removed: Removed) -> int:
+    """Counts the entries of the parameters once positions are removed."""
+    shapes = {
+        path: list(np.shape(leaf))
+        for path, leaf in zip(
+            _checks.leaf_paths(params), jax.tree.leaves(params), strict=True
+        )
+    }
+    for (path, axis), places in removed.items():
+        shapes[path][axis] -= sum(map(len, places))
+    return sum(map(math.prod, shapes.values()))
+
+
+def _mask(params: Any, removed: Removed) -> Any:
+    """The mask that is False wherever a position of some axis is removed."""
+
+    def leaf(path: tuple[Any, ...], shape: tuple[int, ...]) -> jax.Array:
+        mask = np.ones(shape, bool)
+        for axis in range(mask.ndim):
+            for places in removed.get((_checks.path_str(path), axis), []):
+                np.moveaxis(mask, axis, 0)[places] = False
+        return jnp.asarray(mask)
+
+    return jax.tree_util.tree_map_with_path(lambda path, p: leaf(path, p.shape), params)
