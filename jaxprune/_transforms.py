@@ -219,7 +219,7 @@ def gradual(
 
         # The branch reads its operands from memory, due or not. The barrier makes it
         # one array a leaf, from which the rest of the step goes on.
-        updates = jax.lax.optimization_barrier(enforced(updates, state.mask, params))
+        updates = jax.lax.optimization_barrier(updates)
         mask = when_due(step % every == 0, pruned, state.mask, updates, params)
         return enforced(updates, mask, params), SparseState(step, mask)
 
