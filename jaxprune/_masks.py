@@ -32,7 +32,8 @@ def global_mask(
 
     Args:
       scores: a tree of floating arrays, larger = keep. NaN ranks below -inf; ``inf``
-        always keeps and ``-inf`` removes first.
+        always keeps and ``-inf`` removes first. Subnormal scores tie with 0 where the
+        processor flushes them (XLA on CPU does).
       sparsity: fraction of prunable weights removed, in [0, 1). A Python number counts
         as float64 (``round``, half to even). A traced one counts as the real number
         that the float32 is; outside [0, 1] it counts as the nearer end, as no error can

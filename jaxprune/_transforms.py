@@ -157,7 +157,8 @@ def gradual(
     Update k = 1, 2, ... recomputes the mask when ``k % every == 0``, at
     ``sparsity(k)``, from the scores of the parameters that this update produces, inside
     the mask so far: what is pruned stays pruned. Other updates only enforce the mask,
-    and do no other work. Before the first due update nothing is pruned.
+    and pay for the choice by writing the optimizer's updates out to memory. Before the
+    first due update nothing is pruned.
 
     Zhu & Gupta's cubic is ``optax.polynomial_schedule(0.0, s, power=3,
     transition_steps=n)``. They prune each layer to the same sparsity; here one
