@@ -220,7 +220,7 @@ def gradual(
 
         # The branch reads its operands from memory, due or not. The barrier makes it
         # one array a leaf, from which the rest of the step goes on.
-        updates = jax.lax.optimization_barrier(updates)
+        updates = jax.lax.optimization_barrier(enforced(updates, state.mask, params))
         mask = when_due(step % every == 0, pruned, state.mask, updates, params)
         return enforced(updates, mask, params), SparseState(step, mask)
 
