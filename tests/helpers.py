@@ -17,6 +17,15 @@ def normal(seed=0, dtype=jnp.float32, **shapes):
     }
 
 
+# A small tree of weights, and a mask that leaves something in every leaf.
+PARAMS = normal(0, kernel=(4, 3), head=(3, 2), bias=(3,))
+MASK = {
+    "kernel": jnp.arange(12).reshape(4, 3) % 2 == 0,
+    "head": jnp.array([[True, False], [False, True], [True, True]]),
+    "bias": jnp.array([True, True, False]),
+}
+
+
 def pull(params):
     """The gradient of ``sum((p - 0.5)**2)``: no weight would stay at 0 by itself."""
     return jax.tree.map(lambda p: 2 * p - jnp.ones_like(p), params)

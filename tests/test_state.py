@@ -13,22 +13,17 @@ from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
 from tests.helpers import (
+    MASK,
+    PARAMS,
     assert_pruned_are_zero,
     jitted,
     kept,
-    normal,
     pull,
     train,
     training_step,
     types,
 )
 
-PARAMS = normal(0, kernel=(4, 3), head=(3, 2), bias=(3,))
-MASK = {
-    "kernel": jnp.arange(12).reshape(4, 3) % 2 == 0,
-    "head": jnp.array([[True, False], [False, True], [True, True]]),
-    "bias": jnp.array([True, True, False]),
-}
 OTHER = {
     "kernel": jnp.arange(12).reshape(4, 3) % 3 == 0,
     "head": jnp.array([[True, True], [False, True], [False, True]]),

@@ -15,6 +15,8 @@ from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
 from tests.helpers import (
+    MASK,
+    PARAMS,
     assert_pruned_are_zero,
     exact_count,
     jitted,
@@ -27,12 +29,6 @@ from tests.helpers import (
     types,
 )
 
-PARAMS = normal(0, kernel=(4, 3), head=(3, 2), bias=(3,))
-MASK = {
-    "kernel": jnp.arange(12).reshape(4, 3) % 2 == 0,
-    "head": jnp.array([[True, False], [False, True], [True, True]]),
-    "bias": jnp.array([True, True, False]),
-}
 STEPS = 20
 LR = 0.05
 
