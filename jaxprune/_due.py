@@ -7,30 +7,17 @@ import jax
 import jax.numpy as jnp
 
 
-def when_due(due: jax.Array, fn: Callable[..., Any], value: Any, *args: Any) -> Any:
-    """Returns ``fn(value, *args)`` where due, else ``value``.
+def when_due(due: jax.Array, fn: Callable[[Any], Any], value: Any) -> Any:
+    """Returns ``fn(value)`` where due, else ``value``.
 
-    Under ``vmap`` a batched predicate turns ``lax.cond`` into a select that always does
-    the work. Here the branch is entered only if any lane is due, and inside it each
-    lane chooses by its own flag.
+    A loop of one turn or none. Under ``vmap``, ``lax.cond`` with a batched flag becomes
+    a select that always does the work; a loop is entered only if it is due in any lane,
+    and in it each lane chooses by its own flag. And a loop carries ``value`` in place,
+    where both branches of a ``cond`` would write it anew.
     """
 
-    def branch(value: Any, *args: Any) -> Any:
-        new = fn(value, *args)
-        return jax.tree.map(lambda n, old: jnp.where(due, n, old), new, value)
+    def turn(carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        due, value = carry
+        return jnp.zeros_like(due), fn(value)
 
-    return jax.lax.cond(_any_lane(due), branch, lambda value, *_: value, value, *args)
-
-
-@jax.custom_batching.custom_vmap
-def _any_lane(flag: jax.Array) -> jax.Array:
-    """The flag itself; under ``vmap`` whether it holds in any lane, not batched."""
-    return flag
-
-
-@_any_lane.def_vmap
-def _(
-    axis_size: int, in_batched: list[bool], flag: jax.Array
-) -> tuple[jax.Array, bool]:
-    del axis_size, in_batched
-    return _any_lane(jnp.any(flag, axis=0)), False
+    return jax.lax.while_loop(lambda carry: carry[0], turn, (due, value))[1]

@@ -155,10 +155,11 @@ def gradual(
     r"""Prunes while training, along a schedule: the last link of an optax chain.
 
     Update k = 1, 2, ... recomputes the mask when ``k % every == 0``, at
-    ``sparsity(k)``, from the scores of the parameters that this update produces, inside
-    the mask so far: what is pruned stays pruned. Other updates only enforce the mask,
-    and pay for the choice by writing the optimizer's updates out to memory. Before the
-    first due update nothing is pruned.
+    ``sparsity(k)``, from the scores of the parameters that it is given, inside the mask
+    so far: what is pruned stays pruned, and a weight that is exactly 0, say by a link
+    before this one, counts as the first to go. Other updates only enforce the mask. Before the first due update nothing is
+    pruned. (To score the parameters that update k produces, every update would have to
+    write them out to memory for a choice that is not due.)
 
     Zhu & Gupta's cubic is ``optax.polynomial_schedule(0.0, s, power=3,
     transition_steps=n)``. They prune each layer to the same sparsity; here one
@@ -205,24 +206,21 @@ def gradual(
         updates: Any, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[Any, SparseState]:
         del extra
-        params = require_params(params, "gradual")
+        given = require_params(params, "gradual")
         step = incremented(state.step)
 
-        def pruned(mask: Mask, updates: Any, params: Params) -> Mask:
+        def pruned(mask: Mask) -> Mask:
             target = sparsity(step) if callable(sparsity) else sparsity
-            new = apply_mask(optax.apply_updates(params, updates), mask)
-            scores = score(new)
-            _checks.check_like(scores, params, "scores", "params")
+            masked = apply_mask(given, mask)
+            scores = score(masked)
+            _checks.check_like(scores, given, "scores", "params")
             scores = jax.tree.map(
-                lambda s, p: jnp.where(p != 0, s, -jnp.inf), scores, new
+                lambda s, p: jnp.where(p != 0, s, -jnp.inf), scores, masked
             )
             return global_mask(scores, target, prunable=prunable, prior=mask)
 
-        # The branch reads its operands from memory, due or not. The barrier makes it
-        # one array a leaf, from which the rest of the step goes on.
-        updates = jax.lax.optimization_barrier(enforced(updates, state.mask, params))
-        mask = when_due(step % every == 0, pruned, state.mask, updates, params)
-        return enforced(updates, mask, params), SparseState(step, mask)
+        mask = when_due(step % every == 0, pruned, state.mask)
+        return enforced(updates, mask, given), SparseState(step, mask)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
