@@ -191,7 +191,9 @@ def _by_patches(
         for y in range(rows)
         for x in range(columns)
     ]
-    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, outputs)
+    # Channels keep an axis of their own, so that jaxprune.structured can follow them.
+    kernel = kernel.reshape(rows * columns, -1, outputs)
+    return jnp.einsum("...pc,pco->...o", jnp.stack(patches, axis=-2), kernel)
 
 
 _HE = nnx.initializers.he_normal()

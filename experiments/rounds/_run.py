@@ -1,0 +1,329 @@
+"""The pipeline: an epoch, score, prune, in rounds; then training to the end.
+
+Every run is a file of its own, written whole when it ends; one that is there already is
+not run again, so an experiment that was stopped goes on where it stood.
+"""
+
+import dataclasses
+import io
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxprune as jp
+from experiments import results
+from experiments.config import Rounds
+from experiments.data import Dataset, Split, balanced
+from experiments.models import Network, network
+from experiments.rounds import _diagnostics
+from experiments.rounds._measures import CRITERIA, Evidence
+from experiments.rounds._small import find_groups, measure_latency, measure_size
+from experiments.rounds._train import State, Trainer, trainer
+
+
+class Row(NamedTuple):
+    """A row of the results: what is pruned, by what, how much and in how many rounds."""
+
+    measure: str
+    level: str
+    fraction: float
+    rounds: int
+
+    def file(self, seed: int) -> str:
+        """The name of the file of one run."""
+        return f"{self.measure}-{self.level}-{self.fraction:g}-{self.rounds}-{seed}.json"
+
+
+DENSE = Row("dense", "weights", 0.0, 0)
+
+
+def plan(config: Rounds) -> list[Row]:
+    """All rows: the dense network first, filters before the weights that follow them."""
+    return [DENSE] + [
+        Row(measure, level, fraction, rounds)
+        for fraction in config.fractions
+        for rounds in config.rounds
+        for measure in config.measures
+        for level in sorted(config.levels)
+        if level == "filters" or CRITERIA[measure].has_weights
+    ]
+
+
+def run(
+    config: Rounds,
+    dataset: Dataset,
+    folder: pathlib.Path,
+    on_epoch: Callable[[Row, int], None],
+) -> list[dict[str, Any]]:
+    """Runs what is not yet in the folder; returns all runs, as written there.
+
+    Args:
+      config: the experiment.
+      dataset: its images.
+      folder: where the runs are and go, one JSON file each.
+      on_epoch: ``on_epoch(row, seed)`` is called after every epoch.
+
+    Raises:
+      ValueError: if the folder holds runs of another config.
+    """
+    _claim(folder, config)
+    net = network(config.model, dataset.image_shape, dataset.classes)
+    train = trainer(config, net, dataset)
+    root = jax.random.key(config.seed, impl="rbg")  # Compiles faster than threefry.
+    for seed, key in enumerate(jax.random.split(root, config.seeds)):
+        rows = [row for row in plan(config) if not (folder / row.file(seed)).exists()]
+        lab = _prepare(config, dataset, net, train, key) if rows else None
+        for row in rows:
+            assert lab is not None
+            found = _run_row(lab, row, folder, seed, lambda: on_epoch(row, seed))
+            content = json.dumps({**row._asdict(), "seed": seed, **found}, indent=1)
+            results.write(folder / row.file(seed), content.encode())
+    return [
+        json.loads((folder / row.file(seed)).read_text())
+        for row in plan(config)
+        for seed in range(config.seeds)
+    ]
+
+
+class _Lab(NamedTuple):
+    """What all runs of one seed share; the state is that after the first epoch."""
+
+    config: Rounds
+    dataset: Dataset
+    network: Network
+    train: Trainer
+    groups: Any
+    scored: Split
+    origin: Any
+    state: State
+    loss: float
+    epoch_keys: jax.Array
+    score_keys: jax.Array
+
+
+def _prepare(
+    config: Rounds, dataset: Dataset, net: Network, train: Trainer, key: jax.Array
+) -> _Lab:
+    init_key, batch_key, epochs_key, scores_key = jax.random.split(key, 4)
+    params, stats = jax.jit(net.init)(init_key)
+    epoch_keys = jax.random.split(epochs_key, config.epochs)
+    state, loss = train.epoch(train.begin(params, stats), epoch_keys[0], 0)
+    return _Lab(
+        config,
+        dataset,
+        net,
+        train,
+        find_groups(net, params, stats, dataset),
+        balanced(dataset.train, config.examples_per_class, batch_key),
+        params,
+        state,
+        loss,
+        epoch_keys,
+        jax.random.split(scores_key, config.epochs),
+    )
+
+
+def _run_row(
+    lab: _Lab, row: Row, folder: pathlib.Path, seed: int, on_epoch: Callable[[], None]
+) -> dict[str, Any]:
+    """Runs one row for one seed."""
+    config, train = lab.config, lab.train
+    mask = jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), lab.origin)
+    state, loss = jax.tree.map(jnp.copy, lab.state), lab.loss
+    dense, counts = _dense_logits(folder, row, seed), _filter_counts(folder, row, seed)
+    epochs, prunes, logits, masks = [], [], [], {}
+    for number in range(config.epochs):
+        if number > 0:
+            state, loss = train.epoch(state, lab.epoch_keys[number], number)
+        on_epoch()
+        looked = train.look(state, lab.dataset.validation)
+        logits.append(looked.logits)
+        epoch = {
+            "train_loss": loss,
+            "validation_accuracy": looked.accuracy,
+            "test_accuracy": train.look(state, lab.dataset.test).accuracy,
+            "distance_to_dense": _diagnostics.logit_distance(
+                looked.logits, dense[number] if dense else looked.logits
+            ),
+        }
+        if row == DENSE or number < row.rounds:
+            evidence = _evidence(lab, state, lab.score_keys[number])
+            epoch["flow"] = _diagnostics.rates(evidence.flow)
+        else:
+            flow = train.flow(state, lab.scored, config.temperature)
+            epoch["flow"] = _diagnostics.rates(flow)
+        if row == DENSE:
+            epoch["measures"], masks = _compare_measures(lab, evidence, masks)
+        epochs.append(epoch)
+        if number < row.rounds:
+            count = counts[number] if counts else None
+            new = _prune(lab, row, number + 1, evidence, mask, count)
+            pruned = train.restart(state, new)
+            prunes.append(_describe_prune(lab, state, pruned, evidence, mask, new))
+            state, mask = pruned, new
+    if row == DENSE:
+        buffer = io.BytesIO()
+        np.savez(buffer, *logits)
+        results.write(folder / _LOGITS.format(seed), buffer.getvalue())
+    place = lab.network, state, mask, lab.groups, lab.dataset
+    timed = seed == 0 and row.level == "filters"
+    return {
+        **_summarise(epochs, row.rounds),
+        **measure_size(*place, row.level),
+        "latency": measure_latency(*place) if timed else None,
+        "epochs": epochs,
+        "prunes": prunes,
+    }
+
+
+def _evidence(lab: _Lab, state: State, key: jax.Array) -> Evidence:
+    at = (lab.config.temperature, lab.config.grasp_temperature, 1.0)
+    flows = [lab.train.flow(state, lab.scored, temperature) for temperature in at]
+    return Evidence(*flows, lab.origin, state.tracked, key)
+
+
+def _prune(
+    lab: _Lab, row: Row, done: int, evidence: Evidence, mask: Any, count: int | None
+) -> Any:
+    """The mask after ``done`` rounds, inside the mask so far."""
+    criterion = CRITERIA[row.measure]
+    fraction = float(jp.hyperbolic_schedule(row.fraction, row.rounds)(done))
+    if row.level == "weights":
+        if count is not None:  # As many parameters in all as the filters have left.
+            sizes = _sizes(lab.origin)
+            fraction = (sum(sizes.values()) - count) / sizes[True]
+        return jp.global_mask(criterion.weights(evidence), fraction, prior=mask)
+    kept = jax.tree.map(jnp.float32, mask)
+    scores = [
+        jnp.where(left > 0, score, -jnp.inf)  # What is gone goes first.
+        for score, left in zip(
+            criterion.filters(evidence, lab.groups),
+            jp.structured.group_scores(kept, lab.groups),
+            strict=True,
+        )
+    ]
+    return jp.structured.structured_mask(
+        scores,
+        lab.groups,
+        lab.origin,
+        fraction,
+        scope=criterion.scope,
+        min_keep=lab.config.min_keep,
+    )
+
+
+def _describe_prune(
+    lab: _Lab, before: State, after: State, evidence: Evidence, old: Any, new: Any
+) -> dict[str, Any]:
+    """What a pruning was predicted to change, and what it changed."""
+    train, temperature = lab.train, lab.config.temperature
+    flow = train.flow(after, lab.scored, temperature)
+    losses = [train.look(state, lab.scored).loss for state in (before, after)]
+    squares = [_diagnostics.rates(f)["squared_gradient"] for f in (evidence.flow, flow)]
+    return {
+        "parameters": int(sum(m.sum() for m in jax.tree.leaves(new))),
+        "loss": losses,
+        "squared_gradient": squares,
+        "predicted": _diagnostics.predicted_changes(evidence.flow, old, new),
+        "distance": _diagnostics.mask_distance(old, new),
+        "contribution_share": _diagnostics.contribution_share(
+            before.contribution, old, new
+        ),
+    }
+
+
+def _compare_measures(
+    lab: _Lab, evidence: Evidence, before: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How alike the measures are, and how far their masks moved since ``before``."""
+    whole = jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), lab.origin)
+    masks = {
+        name: _prune(
+            lab,
+            Row(name, "filters", max(lab.config.fractions), 1),
+            1,
+            evidence,
+            whole,
+            None,
+        )
+        for name in lab.config.measures
+    }
+    scores = {
+        name: CRITERIA[name].weights(evidence)
+        for name in lab.config.measures
+        if CRITERIA[name].has_weights
+    }
+    found = {
+        "correlations": _diagnostics.correlations(scores),
+        "mask_distance": {
+            name: _diagnostics.mask_distance(before[name], mask)
+            for name, mask in masks.items()
+            if name in before
+        },
+    }
+    return found, masks
+
+
+def _summarise(epochs: list[dict[str, Any]], rounds: int) -> dict[str, Any]:
+    """The last epoch, and that best on validation once all pruning is done."""
+    best = max(
+        range(rounds, len(epochs)), key=lambda n: epochs[n]["validation_accuracy"]
+    )
+    return {
+        "test_accuracy": epochs[-1]["test_accuracy"],
+        "validation_accuracy": epochs[-1]["validation_accuracy"],
+        "best_epoch": best + 1,
+        "test_accuracy_at_best": epochs[best]["test_accuracy"],
+    }
+
+
+def _dense_logits(folder: pathlib.Path, row: Row, seed: int) -> list[np.ndarray]:
+    """The dense network's logits after every epoch; none for the dense row itself."""
+    if row == DENSE:
+        return []
+    with np.load(folder / _LOGITS.format(seed)) as stored:
+        return [stored[name] for name in stored.files]
+
+
+def _filter_counts(folder: pathlib.Path, row: Row, seed: int) -> list[int]:
+    """How many parameters the filters' run of a weights' row had after each round."""
+    path = folder / row._replace(level="filters").file(seed)
+    if row.level == "filters" or row == DENSE or not path.exists():
+        return []
+    return [prune["parameters"] for prune in json.loads(path.read_text())["prunes"]]
+
+
+def _sizes(params: Any) -> dict[bool, int]:
+    """How many parameters are prunable, and how many are not."""
+    sizes = {True: 0, False: 0}
+    flags = jax.tree.leaves(jp.matrices(params))
+    for leaf, flag in zip(jax.tree.leaves(params), flags, strict=True):
+        sizes[flag] += leaf.size
+    return sizes
+
+
+def _claim(folder: pathlib.Path, config: Rounds) -> None:
+    """Writes the config into a new folder, or checks that it is the one there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = dataclasses.replace(config, workdir=None, data=_without_place(config))
+    text = json.dumps(dataclasses.asdict(plain), indent=1)
+    path = folder / "config.json"
+    if not path.exists():
+        results.write(path, text.encode())
+    elif path.read_text() != text:
+        raise ValueError(
+            f"{folder} holds runs of another config. Pass another --workdir, or remove "
+            "it."
+        )
+
+
+def _without_place(config: Rounds) -> Any:
+    return dataclasses.replace(config.data, dir=None)
+
+
+_LOGITS = "dense-{}.npz"
