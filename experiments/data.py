@@ -42,6 +42,12 @@ class Dataset:
     def image_shape(self) -> tuple[int, ...]:
         return self.train.images.shape[1:]
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many images each split has."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: len(split.labels) for name, split in splits.items()}
+
     def standardise(self, images: jax.Array) -> jax.Array:
         """Makes images ``[N, ...]`` float32 of mean 0 and deviation 1."""
         return (images.astype(jnp.float32) - self.mean) / self.std

@@ -1,4 +1,4 @@
-"""The two figures of a comparison, as PNGs."""
+"""The two figures of a comparison, as PNGs; the style of all figures."""
 
 import io
 from typing import Any
@@ -12,7 +12,7 @@ from experiments.results import Report, mean_and_std
 
 # Paul Tol's "muted" scheme, told apart by readers of all kinds of colour vision; the
 # marker says the same again.
-_STYLES = (
+STYLES = (
     ("#999999", "X"),
     ("#332288", "o"),
     ("#CC6677", "s"),
@@ -39,7 +39,7 @@ def accuracy(report: Report) -> bytes:
         report.config.pruning.sparsities,
     )
     found = {(r.method, r.sparsity): r for r in report.results}
-    figure, axes = _figure(8.0, 4.5)
+    sheet, axes = figure(8.0, 4.5)
 
     mean, std = mean_and_std(found["dense", 0.0].test_accuracy)
     axes.axhspan(100 * (mean - std), 100 * (mean + std), color="0.88", lw=0)
@@ -51,14 +51,14 @@ def accuracy(report: Report) -> bytes:
     for i, method in enumerate(methods):
         stats = [mean_and_std(found[method, s].test_accuracy) for s in sparsities]
         means, stds = 100 * np.array(stats).T
-        colour, marker = _STYLES[i % len(_STYLES)]
+        colour, marker = STYLES[i % len(STYLES)]
         axes.errorbar(
             kept * 1.012 ** (i - (len(methods) - 1) / 2),  # Bars side by side.
             means,
             stds,
             color=colour,
             marker=marker,
-            label=_words(method),
+            label=words(method),
             lw=1.5,
             ms=10 if marker == "*" else 6,
             mec="white",
@@ -75,7 +75,7 @@ def accuracy(report: Report) -> bytes:
     )
     axes.grid(axis="y", color="0.92")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    return _png(figure)
+    return png(sheet)
 
 
 def density(report: Report) -> bytes:
@@ -88,7 +88,7 @@ def density(report: Report) -> bytes:
     layers = list(found["dense", 0.0])
     cell = 0.62 if len(layers) <= 8 else 0.3
     width = 2.2 + max(cell * len(layers), 2.4) * len(sparsities)
-    figure, panels = _figure(width, 2.4 + 0.32 * len(methods), len(sparsities))
+    sheet, panels = figure(width, 2.4 + 0.32 * len(methods), len(sparsities))
 
     shades = matplotlib.colormaps["cividis"].with_extremes(bad="white")
     floor = min(1 - s for s in sparsities) / 10
@@ -118,33 +118,37 @@ def density(report: Report) -> bytes:
                 )
         panel.set_title(f"{100 * sparsity:g} % removed", fontsize=10)
         panel.set_xticks(range(len(layers)), layers, rotation=90, fontsize=8)
-        panel.set_yticks(range(len(methods)), [_words(m) for m in methods])
+        panel.set_yticks(range(len(methods)), [words(m) for m in methods])
         panel.tick_params(length=0)
         panel.label_outer()
         panel.spines[:].set_visible(False)
-    bar = figure.colorbar(image, ax=panels, pad=0.01, fraction=0.03, extend="min")
+    bar = sheet.colorbar(image, ax=panels, pad=0.01, fraction=0.03, extend="min")
     bar.set_label("weights kept (%)")
     ticks = [t for t in (0.001, 0.01, 0.1, 1.0) if t >= floor]
     bar.set_ticks(ticks, labels=[f"{100 * t:g}" for t in ticks])
     bar.minorticks_off()
-    figure.suptitle(f"{report.name}: where the weights stay, layer by layer")
-    return _png(figure)
+    sheet.suptitle(f"{report.name}: where the weights stay, layer by layer")
+    return png(sheet)
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
-    """A figure of its own, without pyplot's global state."""
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=160)
-    axes = figure.subplots(1, columns)
-    if columns == 1:
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+def figure(
+    width: float, height: float, columns: int = 1, rows: int = 1
+) -> tuple[Figure, Any]:
+    """A figure of its own, without pyplot's global state, and its panels."""
+    sheet = Figure(figsize=(width, height), layout="constrained", dpi=160)
+    panels = sheet.subplots(rows, columns)
+    for panel in np.atleast_1d(panels).flat:
+        panel.spines[["top", "right"]].set_visible(False)
+    return sheet, panels
 
 
-def _words(method: str) -> str:
+def words(method: str) -> str:
+    """A method's name as text."""
     return _NAMES.get(method, method.replace("_", " "))
 
 
-def _png(figure: Figure) -> bytes:
+def png(sheet: Figure) -> bytes:
+    """The figure as the bytes of a file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    sheet.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Compares pruning methods: ``python -m experiments.run digits``, or another config.
+"""Runs an experiment: ``python -m experiments.run digits``, or another config.
 
 Every option of `experiments.config` is a flag: ``digits --help`` lists them.
 """
@@ -7,22 +7,23 @@ import pathlib
 import pkgutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 
 import rich
 import rich.progress
 import tyro
 
-from experiments import configs, plots, results, tables
+from experiments import configs, plots, results, rounds, tables
 from experiments.compare import compare, plan
-from experiments.config import Config
+from experiments.config import Config, Rounds
 from experiments.data import Dataset, DatasetMissingError, load
 from experiments.train import Metrics
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs one comparison from a command line."""
+    """Runs one experiment from a command line."""
     args = sys.argv[1:] if args is None else args
     config = tyro.extras.overridable_config_cli(
         _configs(), args=args, prog="python -m experiments.run"
@@ -38,8 +39,17 @@ def main(args: Sequence[str] | None = None) -> None:
         )
     workdir = config.workdir or pathlib.Path("runs", args[0])
     workdir.mkdir(parents=True, exist_ok=True)
+    if isinstance(config, Rounds):
+        run_rounds(args[0], config, dataset, workdir)
+    else:
+        run_comparison(args[0], config, dataset, workdir)
 
-    report = run(args[0], config, dataset)
+
+def run_comparison(
+    name: str, config: Config, dataset: Dataset, workdir: pathlib.Path
+) -> None:
+    """Compares the methods; writes and prints what was found."""
+    report = run(name, config, dataset)
     results.write(workdir / "results.json", results.to_json(report))
     results.write(workdir / "accuracy.png", plots.accuracy(report))
     results.write(workdir / "density.png", plots.density(report))
@@ -53,6 +63,47 @@ def main(args: Sequence[str] | None = None) -> None:
 def run(name: str, config: Config, dataset: Dataset) -> results.Report:
     """Compares the methods behind a progress bar."""
     started = time.perf_counter()
+    with _progress() as progress:
+        bar = progress.add_task("compiling", total=config.epochs * len(plan(config)))
+
+        def on_epoch(method: str, sparsity: float, metrics: Metrics) -> None:
+            del metrics
+            progress.update(bar, advance=1, description=f"{method} {sparsity:g}")
+
+        found = compare(config, dataset, on_epoch)
+    return results.Report(
+        name=name,
+        config=config,
+        environment=results.environment(),
+        images=dataset.sizes,
+        scored="at initialisation, BatchNorm in eval mode",
+        seconds=time.perf_counter() - started,
+        results=found,
+    )
+
+
+def run_rounds(
+    name: str, config: Rounds, dataset: Dataset, workdir: pathlib.Path
+) -> None:
+    """Prunes in rounds behind a progress bar; writes and prints what was found."""
+    with _progress() as progress:
+        total = config.epochs * config.seeds * len(rounds.plan(config))
+        bar = progress.add_task("compiling", total=total)
+
+        def on_epoch(row: rounds.Row, seed: int, epochs: int) -> None:
+            words = f"{row.measure} {row.level} {row.fraction:g}, seed {seed}"
+            progress.update(bar, advance=epochs, description=words)
+
+        found = rounds.run(config, dataset, workdir / "runs", on_epoch)
+    written = rounds.report(name, config, dataset, found)
+    for file, content in written.files.items():
+        results.write(workdir / file, content)
+    rich.print(*written.text, sep="\n")
+    rich.print(f"Written to {workdir}: {', '.join(written.files)}")
+
+
+@contextmanager
+def _progress() -> Iterator[rich.progress.Progress]:
     with rich.progress.Progress(
         rich.progress.TextColumn("{task.description:<28}"),
         rich.progress.BarColumn(),
@@ -61,27 +112,10 @@ def run(name: str, config: Config, dataset: Dataset) -> results.Report:
         rich.progress.TimeElapsedColumn(),
         rich.progress.TimeRemainingColumn(),
     ) as progress:
-        bar = progress.add_task("compiling", total=config.epochs * len(plan(config)))
-
-        def on_epoch(method: str, sparsity: float, metrics: Metrics) -> None:
-            del metrics
-            progress.update(bar, advance=1, description=f"{method} {sparsity:g}")
-
-        found = compare(config, dataset, on_epoch)
-    splits = {"train": dataset.train, "validation": dataset.validation}
-    splits["test"] = dataset.test
-    return results.Report(
-        name=name,
-        config=config,
-        environment=results.environment(),
-        images={split: len(of.labels) for split, of in splits.items()},
-        scored="at initialisation, BatchNorm in eval mode",
-        seconds=time.perf_counter() - started,
-        results=found,
-    )
+        yield progress
 
 
-def _configs() -> dict[str, tuple[str, Config]]:
+def _configs() -> dict[str, tuple[str, Config | Rounds]]:
     """Every module of `experiments.configs`: its docstring's first line, its config."""
     names = [module.name for module in pkgutil.iter_modules(configs.__path__)]
     modules = [import_module(f"{configs.__name__}.{name}") for name in names]

@@ -64,7 +64,8 @@ def _of(
 def _random(evidence: Evidence, groups: Sequence[Any]) -> Sequence[Any]:
     keys = jax.random.split(evidence.key, len(groups))
     return [
-        jax.random.normal(k, (group.size,)) for k, group in zip(keys, groups, strict=True)
+        jax.random.normal(k, (group.size,))
+        for k, group in zip(keys, groups, strict=True)
     ]
 
 
@@ -90,7 +91,9 @@ CRITERIA: dict[str, Criterion] = {
     "magnitude": _of(lambda e: measures.magnitude(e.flow), reduce="l2"),
     "loss_preservation": _of(lambda e: measures.loss_preservation(e.flow)),
     "biased_loss": _of(lambda e: measures.biased_loss(e.flow)),
-    "biased_loss_from_start": _of(lambda e: measures.biased_loss(e.flow, origin=e.origin)),
+    "biased_loss_from_start": _of(
+        lambda e: measures.biased_loss(e.flow, origin=e.origin)
+    ),
     "biased_loss_tracked": _of(lambda e: e.tracked),
     "grasp": _of(lambda e: measures.grasp(e.grasp_flow)),
     "gradient_preservation": _of(

@@ -27,7 +27,7 @@ from experiments.rounds._train import State, Trainer, trainer
 
 
 class Row(NamedTuple):
-    """A row of the results: what is pruned, by what, how much and in how many rounds."""
+    """A row of the results: what is pruned by what, how much, in how many rounds."""
 
     measure: str
     level: str
@@ -36,14 +36,16 @@ class Row(NamedTuple):
 
     def file(self, seed: int) -> str:
         """The name of the file of one run."""
-        return f"{self.measure}-{self.level}-{self.fraction:g}-{self.rounds}-{seed}.json"
+        return (
+            f"{self.measure}-{self.level}-{self.fraction:g}-{self.rounds}-{seed}.json"
+        )
 
 
 DENSE = Row("dense", "weights", 0.0, 0)
 
 
 def plan(config: Rounds) -> list[Row]:
-    """All rows: the dense network first, filters before the weights that follow them."""
+    """All rows: the dense network first, filters before weights, which follow them."""
     return [DENSE] + [
         Row(measure, level, fraction, rounds)
         for fraction in config.fractions
@@ -58,7 +60,7 @@ def run(
     config: Rounds,
     dataset: Dataset,
     folder: pathlib.Path,
-    on_epoch: Callable[[Row, int], None],
+    on_epoch: Callable[[Row, int, int], None],
 ) -> list[dict[str, Any]]:
     """Runs what is not yet in the folder; returns all runs, as written there.
 
@@ -66,7 +68,8 @@ def run(
       config: the experiment.
       dataset: its images.
       folder: where the runs are and go, one JSON file each.
-      on_epoch: ``on_epoch(row, seed)`` is called after every epoch.
+      on_epoch: ``on_epoch(row, seed, epochs)``, called after every epoch, and once for
+        all epochs of a run that was there.
 
     Raises:
       ValueError: if the folder holds runs of another config.
@@ -76,11 +79,13 @@ def run(
     train = trainer(config, net, dataset)
     root = jax.random.key(config.seed, impl="rbg")  # Compiles faster than threefry.
     for seed, key in enumerate(jax.random.split(root, config.seeds)):
-        rows = [row for row in plan(config) if not (folder / row.file(seed)).exists()]
-        lab = _prepare(config, dataset, net, train, key) if rows else None
-        for row in rows:
-            assert lab is not None
-            found = _run_row(lab, row, folder, seed, lambda: on_epoch(row, seed))
+        lab = None
+        for row in plan(config):
+            if (folder / row.file(seed)).exists():
+                on_epoch(row, seed, config.epochs)
+                continue
+            lab = lab or _prepare(config, dataset, net, train, key)
+            found = _run_row(lab, row, folder, seed, on_epoch)
             content = json.dumps({**row._asdict(), "seed": seed, **found}, indent=1)
             results.write(folder / row.file(seed), content.encode())
     return [
@@ -129,7 +134,11 @@ def _prepare(
 
 
 def _run_row(
-    lab: _Lab, row: Row, folder: pathlib.Path, seed: int, on_epoch: Callable[[], None]
+    lab: _Lab,
+    row: Row,
+    folder: pathlib.Path,
+    seed: int,
+    on_epoch: Callable[[Row, int, int], None],
 ) -> dict[str, Any]:
     """Runs one row for one seed."""
     config, train = lab.config, lab.train
@@ -140,10 +149,10 @@ def _run_row(
     for number in range(config.epochs):
         if number > 0:
             state, loss = train.epoch(state, lab.epoch_keys[number], number)
-        on_epoch()
+        on_epoch(row, seed, 1)
         looked = train.look(state, lab.dataset.validation)
         logits.append(looked.logits)
-        epoch = {
+        epoch: dict[str, Any] = {
             "train_loss": loss,
             "validation_accuracy": looked.accuracy,
             "test_accuracy": train.look(state, lab.dataset.test).accuracy,
@@ -184,7 +193,7 @@ def _run_row(
 def _evidence(lab: _Lab, state: State, key: jax.Array) -> Evidence:
     at = (lab.config.temperature, lab.config.grasp_temperature, 1.0)
     flows = [lab.train.flow(state, lab.scored, temperature) for temperature in at]
-    return Evidence(*flows, lab.origin, state.tracked, key)
+    return Evidence(*flows, lab.origin, state.tracked, key)  # pyright: ignore[reportCallIssue]
 
 
 def _prune(

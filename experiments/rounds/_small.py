@@ -54,7 +54,9 @@ def measure_latency(
     small, params = jp.structured.shrink(apply, state.params, mask, groups)
     reference, outputs = masked(state.params, images), small(params, images)
     error = jnp.max(jnp.abs(outputs - reference)) / jnp.max(jnp.abs(reference))
-    seconds = _in_turn(lambda: masked(state.params, images), lambda: small(params, images))
+    seconds = _in_turn(
+        lambda: masked(state.params, images), lambda: small(params, images)
+    )
     return dict(zip(("masked", "small"), seconds, strict=True), difference=float(error))
 
 

@@ -129,7 +129,7 @@ def trainer(config: Rounds, network: Network, dataset: Dataset) -> Trainer:
         order = np.asarray(jax.random.permutation(order_key, len(dataset.train.labels)))
         steps = len(order) // config.batch_size
         losses = []
-        for i, index in enumerate(order[: steps * config.batch_size].reshape(steps, -1)):
+        for index in order[: steps * config.batch_size].reshape(steps, -1):
             step_key, key = jax.random.split(step_key)
             state, loss = step(state, rate, key, dataset.train, jnp.asarray(index))
             losses.append(loss)
@@ -164,6 +164,8 @@ def batches(dataset: Dataset, split: Split, size: int = 250) -> Sequence[Split]:
     """Cuts a split into standardised batches; the last may be smaller."""
     cuts = range(0, len(split.labels), size)
     return [
-        Split(dataset.standardise(split.images[i : i + size]), split.labels[i : i + size])
+        Split(
+            dataset.standardise(split.images[i : i + size]), split.labels[i : i + size]
+        )
         for i in cuts
     ]
