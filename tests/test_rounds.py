@@ -87,7 +87,7 @@ def test_runs_of_another_config_are_not_mixed_in(found, dataset, folder):
     with pytest.raises(ValueError, match=r"another config.*--workdir"):
         rounds.run(other, dataset, folder, lambda *_: None)
     elsewhere = dataclasses.replace(SMALL.data, dir="moved")
-    moved = dataclasses.replace(SMALL, data=elsewhere)
+    moved = dataclasses.replace(SMALL, data=elsewhere, workdir=folder)
     assert rounds.run(moved, dataset, folder, lambda *_: None) == found
 
 

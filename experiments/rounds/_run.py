@@ -78,8 +78,8 @@ def run(
     net = network(config.model, dataset.image_shape, dataset.classes)
     train = trainer(config, net, dataset)
     root = jax.random.key(config.seed, impl="rbg")  # Compiles faster than threefry.
-    for seed, key in enumerate(jax.random.split(root, config.seeds)):
-        lab = None
+    for seed in range(config.seeds):
+        key, lab = jax.random.fold_in(root, seed), None
         for row in plan(config):
             if (folder / row.file(seed)).exists():
                 on_epoch(row, seed, config.epochs)
@@ -317,9 +317,13 @@ def _sizes(params: Any) -> dict[bool, int]:
 
 
 def _claim(folder: pathlib.Path, config: Rounds) -> None:
-    """Writes the config into a new folder, or checks that it is the one there."""
+    """Writes the config into a new folder, or checks that it is the one there.
+
+    More or fewer seeds, or the data elsewhere, are the same experiment.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    plain = dataclasses.replace(config, workdir=None, data=_without_place(config))
+    data = dataclasses.replace(config.data, dir=None)
+    plain = dataclasses.replace(config, data=data, seeds=1, workdir=None)
     text = json.dumps(dataclasses.asdict(plain), indent=1)
     path = folder / "config.json"
     if not path.exists():
@@ -329,10 +333,6 @@ def _claim(folder: pathlib.Path, config: Rounds) -> None:
             f"{folder} holds runs of another config. Pass another --workdir, or remove "
             "it."
         )
-
-
-def _without_place(config: Rounds) -> Any:
-    return dataclasses.replace(config.data, dir=None)
 
 
 _LOGITS = "dense-{}.npz"
