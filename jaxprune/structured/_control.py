@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jax.extend.core import JaxprEqn
 
 from jaxprune.structured._labels import Value
 from jaxprune.structured._moves import rule
-from jaxprune.structured._trace import Body, Entered, Trace, unknown
+from jaxprune.structured._trace import Entered, Trace, unknown
 
 
 @rule("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint")
@@ -18,40 +17,6 @@ def _call(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Any:
         return unknown(trace, eqn, values)
     body = trace.walk(inner, values)
     return Entered(body.outputs, (body,))
-
-
-@rule("custom_jvp_call")
-def _custom_jvp(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Any:
-    body = trace.walk(eqn.params["call_jaxpr"], values)
-    if trace.derives:  # A rule may call its own function: it is followed once.
-        trace.derives = False
-        derivative(trace, eqn, values, body.outputs)
-        trace.derives = True
-    return Entered(body.outputs, (body,))
-
-
-def derivative(
-    trace: Trace, eqn: JaxprEqn, values: Sequence[Value], outputs: Sequence[Value]
-) -> tuple[Body, list[bool], list[bool]]:
-    """Walks the derivative rule of a `custom_jvp`: a tangent is like its primal.
-
-    Also returned: which of the primals have no tangent, and which of the outputs.
-    """
-    constants = eqn.params["num_consts"]
-    primals, atoms = values[constants:], eqn.invars[constants:]
-    fixed = [not is_differentiable(atom) for atom in atoms]
-    jaxpr, consts, still = eqn.params["jvp_jaxpr_fun"].call_wrapped(*fixed)
-    tangents = [v for v, stays in zip(primals, fixed, strict=True) if not stays]
-    body = trace.walk(ClosedJaxpr(jaxpr, consts), [*primals, *tangents])
-    rates = [v for v, stays in zip(outputs, still, strict=True) if not stays]
-    for found, wanted in zip(body.outputs, [*outputs, *rates], strict=True):
-        join(trace, found, wanted)
-    return body, fixed, list(still)
-
-
-def is_differentiable(atom: Any) -> bool:
-    """Tells whether a variable of a jaxpr can have a tangent."""
-    return jnp.issubdtype(atom.aval.dtype, jnp.inexact)
 
 
 @rule("scan")

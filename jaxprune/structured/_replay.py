@@ -1,10 +1,10 @@
 """Runs a traced function again without the positions that are removed.
 
-Most primitives take any size and are bound as they are; the table `_ADAPTED` holds
-those whose parameters name a size, and those that run jaxprs of their own.
+The labels of the trace say which positions every array keeps; the adapters, how a
+primitive runs at its new size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,19 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from jaxprune.structured._control import derivative
+from jaxprune.structured._adapters import ADAPTED, plain, take
+from jaxprune.structured._derivatives import derivative
 from jaxprune.structured._labels import Value
 from jaxprune.structured._trace import Body, Step, Trace
-
-_ADAPTED: dict[str, Callable[..., Any]] = {}
-
-
-def _adapts(*names: str) -> Callable[[Any], Any]:
-    def register(function: Any) -> Any:
-        _ADAPTED.update({name: function for name in names})
-        return function
-
-    return register
 
 
 class Replay:
@@ -34,6 +25,7 @@ class Replay:
         """Removes the classes of the given labels, which are those of parameters."""
         self._trace, self._removed = trace, removed
         self._gone = self._find_gone()
+        self._rules: dict[int, Any] = {}  # Of the steps of this trace, by their ids.
 
     def _find_gone(self) -> np.ndarray:
         roots = self._trace.labels.roots()
@@ -46,16 +38,19 @@ class Replay:
         """Tells for every label whether it is removed."""
         return self._gone
 
-    def derivative(self, step: Step) -> tuple[Body, list[bool], list[bool]]:
-        """Walks the derivative rule of a `custom_jvp`, as late as it is asked for."""
+    def derivative(self, step: Step) -> Any:
+        """Walks the derivative rule of a step that has one, when it is asked for."""
+        if id(step) in self._rules:
+            return self._rules[id(step)]
         before = self._gone
         found = derivative(self._trace, step.eqn, step.inputs, step.bodies[0].outputs)
         self._gone = self._find_gone()
         if not np.array_equal(self._gone[: len(before)], before):
             raise ValueError(
-                "The derivative of a custom_jvp function of fn couples other channels "
+                "The derivative rule of a function inside fn couples other channels "
                 "than its value. Leave the groups that reach it out of the mask."
             )
+        self._rules[id(step)] = found
         return found
 
     def kept(self, labels: np.ndarray) -> np.ndarray:
@@ -126,175 +121,16 @@ class Replay:
             shape = list(self.shape(value))
             shape[axis] = 1
             inputs = self._read(step.eqn.invars, step.inputs, known)
-            return _plain(self, step, inputs, shape=tuple(shape))[0]
+            return plain(self, step, inputs, shape=tuple(shape))[0]
         pairs = zip(step.eqn.invars, step.inputs, strict=True)
         parts = [self._fill(a, v, axis, known, made) for a, v in pairs]
-        return _plain(self, step, parts)[0]
+        return plain(self, step, parts)[0]
 
     def _step(self, step: Step, args: list[Any]) -> Sequence[Any]:
         if any(map(self.is_narrowed, step.inputs)):
-            return _ADAPTED.get(step.eqn.primitive.name, _plain)(self, step, args)
-        outputs = _plain(self, step, args)  # Made at full size, whatever it runs.
+            return ADAPTED.get(step.eqn.primitive.name, plain)(self, step, args)
+        outputs = plain(self, step, args)  # Made at full size, whatever it runs.
         return [
             self.narrowed(out, value)
             for out, value in zip(outputs, step.outputs, strict=True)
         ]
-
-
-def take(array: Any, axis: int, positions: np.ndarray) -> Any:
-    """Takes positions along an axis, in one slice where they are evenly spaced."""
-    size = array.shape[axis]
-    if np.array_equal(positions, np.arange(size)):
-        return array
-    steps = np.unique(np.diff(positions))
-    if len(positions) and len(steps) <= 1 and (steps > 0).all():
-        stride = int(steps[0]) if len(steps) else 1
-        start, stop = int(positions[0]), int(positions[-1]) + 1
-        return jax.lax.slice_in_dim(array, start, stop, stride, axis)
-    return jnp.take(array, positions, axis)
-
-
-def _plain(
-    replay: Replay, step: Step, args: list[Any], **changed: Any
-) -> Sequence[Any]:
-    """Binds the primitive as it is, or with some parameters changed."""
-    del replay
-    primitive = step.eqn.primitive
-    params = primitive.get_bind_params({**step.eqn.params, **changed})
-    found = primitive.bind(*args, **params)
-    return found if primitive.multiple_results else [found]
-
-
-@_adapts("reshape")
-def _reshape(replay: Replay, step: Step, args: list[Any]) -> Sequence[Any]:
-    return _plain(replay, step, args, new_sizes=replay.shape(step.outputs[0]))
-
-
-@_adapts("broadcast_in_dim")
-def _broadcast(replay: Replay, step: Step, args: list[Any]) -> Sequence[Any]:
-    return _plain(replay, step, args, shape=replay.shape(step.outputs[0]))
-
-
-@_adapts("slice")
-def _slice(replay: Replay, step: Step, args: list[Any]) -> Sequence[Any]:
-    at, (array,), (value,) = step.eqn.params, args, step.inputs
-    strides = at["strides"] or (1,) * array.ndim
-    ranges = zip(at["start_indices"], at["limit_indices"], strides, strict=True)
-    for axis, (row, limits) in enumerate(zip(value.labels, ranges, strict=True)):
-        array = take(array, axis, _places(replay, row, np.arange(*limits)))
-    return [array]
-
-
-def _places(replay: Replay, row: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Where the chosen positions that stay lie in the narrowed axis."""
-    kept = replay.kept(row)
-    return (np.cumsum(kept) - 1)[chosen[kept[chosen]]]
-
-
-@_adapts("split")
-def _split(replay: Replay, step: Step, args: list[Any]) -> Sequence[Any]:
-    axis = step.eqn.params["axis"]
-    sizes = tuple(replay.shape(value)[axis] for value in step.outputs)
-    return _plain(replay, step, args, sizes=sizes)
-
-
-@_adapts("gather", "dynamic_slice")
-def _lookup(replay: Replay, step: Step, args: list[Any]) -> Sequence[Any]:
-    old, new = step.inputs[0].labels, replay.shape(step.inputs[0])
-    sizes = tuple(
-        n if size == len(row) else size
-        for size, row, n in zip(step.eqn.params["slice_sizes"], old, new, strict=True)
-    )
-    return _plain(replay, step, args, slice_sizes=sizes)
-
-
-@_adapts("conv_general_dilated")
-def _convolution(replay: Replay, step: Step, args: list[Any]) -> Sequence[Any]:
-    left, right, _ = step.eqn.params["dimension_numbers"]
-    groups = step.eqn.params["feature_group_count"]
-    if groups > 1:
-        groups = args[0].shape[left[1]] // args[1].shape[right[1]]
-    return _plain(replay, step, args, feature_group_count=groups)
-
-
-@_adapts("jit", "pjit", "closed_call", "core_call")
-def _call(replay: Replay, step: Step, args: list[Any]) -> Sequence[Any]:
-    return replay.run(step.bodies[0], args)
-
-
-@_adapts("remat2", "checkpoint")
-def _checkpoint(replay: Replay, step: Step, args: list[Any]) -> Sequence[Any]:
-    at = step.eqn.params
-    run = jax.checkpoint(
-        lambda *xs: replay.run(step.bodies[0], xs),
-        prevent_cse=at["prevent_cse"],
-        policy=at["policy"],
-    )
-    return run(*args)
-
-
-@_adapts("custom_jvp_call")
-def _custom_jvp(replay: Replay, step: Step, args: list[Any]) -> Sequence[Any]:
-    (body,), count = step.bodies, step.eqn.params["num_consts"]
-
-    @jax.custom_jvp
-    def function(*primals: Any) -> list[Any]:
-        return replay.run(body, [*args[:count], *primals])
-
-    def jvp(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
-        rule, fixed, still = replay.derivative(step)
-        moving = [t for t, stays in zip(tangents, fixed, strict=True) if not stays]
-        found = replay.run(rule, [*primals, *moving])
-        outputs, rates = found[: len(still)], iter(found[len(still) :])
-        return outputs, [
-            _no_tangent(out) if stays else next(rates)
-            for out, stays in zip(outputs, still, strict=True)
-        ]
-
-    function.defjvp(jvp)
-    return function(*args[count:])
-
-
-def _no_tangent(array: Any) -> Any:
-    if jnp.issubdtype(array.dtype, jnp.inexact):
-        return jnp.zeros_like(array)
-    return np.zeros(array.shape, jax.dtypes.float0)
-
-
-@_adapts("scan")
-def _scan(replay: Replay, step: Step, args: list[Any]) -> Sequence[Any]:
-    at = step.eqn.params
-    first, count = at["num_consts"], at["num_carry"]
-    last = first + count
-
-    def turn(carry: Any, xs: Any) -> tuple[list[Any], list[Any]]:
-        found = replay.run(step.bodies[0], [*args[:first], *carry, *xs])
-        return found[:count], found[count:]
-
-    carry, stacked = jax.lax.scan(
-        turn,
-        args[first:last],
-        args[last:],
-        length=at["length"],
-        reverse=at["reverse"],
-        unroll=at["unroll"],
-    )
-    return [*carry, *stacked]
-
-
-@_adapts("while")
-def _while(replay: Replay, step: Step, args: list[Any]) -> Sequence[Any]:
-    first = step.eqn.params["cond_nconsts"]
-    last = first + step.eqn.params["body_nconsts"]
-    test, body = step.bodies
-    return jax.lax.while_loop(
-        lambda carry: replay.run(test, [*args[:first], *carry])[0],
-        lambda carry: replay.run(body, [*args[first:last], *carry]),
-        args[last:],
-    )
-
-
-@_adapts("cond")
-def _cond(replay: Replay, step: Step, args: list[Any]) -> Sequence[Any]:
-    branches = [lambda *xs, b=body: replay.run(b, xs) for body in step.bodies]
-    return jax.lax.switch(args[0], branches, *args[1:])

@@ -9,8 +9,9 @@ import numpy as np
 
 from jaxprune import _checks
 from jaxprune._summary import check_concrete
+from jaxprune.structured._adapters import take
 from jaxprune.structured._groups import Group, check_arrays
-from jaxprune.structured._replay import Replay, take
+from jaxprune.structured._replay import Replay
 from jaxprune.structured._trace import Trace, trace_function
 
 Removed = dict[tuple[str, int], np.ndarray]

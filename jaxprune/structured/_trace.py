@@ -68,7 +68,7 @@ class Trace:
         self.owned = 1 + sum(n for shape in shapes for n in shape if n != 1)
         self.produced = np.zeros(self.owned, np.int64)
         self.consumed = np.zeros(self.owned, bool)
-        self.derives = True  # Whether derivative rules are to be followed too.
+        self.derives = True  # Not in a derivative rule: such rules are followed too.
         self.even: Even = {}  # Of the jaxpr that is being walked.
         self._time = 0
 
@@ -90,6 +90,8 @@ class Trace:
 
     def produce(self, labels: np.ndarray) -> None:
         """Notes that parameters' labels are the output channels of a contraction."""
+        if not self.derives:  # A derivative contracts the other way round.
+            return
         self._time += 1
         mine = labels[(0 < labels) & (labels < self.owned)]
         self.produced[mine] = np.where(
@@ -98,7 +100,8 @@ class Trace:
 
     def consume(self, labels: np.ndarray) -> None:
         """Notes that parameters' labels are summed over in a contraction."""
-        self.consumed[labels[(0 < labels) & (labels < self.owned)]] = True
+        if self.derives:
+            self.consumed[labels[(0 < labels) & (labels < self.owned)]] = True
 
     def walk(self, closed: ClosedJaxpr | Jaxpr, inputs: Sequence[Value]) -> Body:
         """Follows labels through a jaxpr."""
@@ -156,9 +159,9 @@ def trace_function(
     fn: Callable[..., Any], params: Any, inputs: Sequence[Any]
 ) -> tuple[Trace, Body, Any]:
     """Traces ``fn(params, *inputs)`` and follows labels from parameters to outputs."""
-    from jaxprune.structured import _control, _meets, _moves  # They fill RULES.
+    from jaxprune.structured import _control, _derivatives, _meets, _moves
 
-    del _control, _meets, _moves
+    del _control, _derivatives, _meets, _moves  # They fill RULES.
     closed, out = jax.make_jaxpr(fn, return_shape=True)(params, *inputs)
     choices: dict[int, int] = {}
     trace, body = _follow(closed, out, params, inputs, choices)

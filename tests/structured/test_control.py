@@ -135,18 +135,3 @@ def test_positions_made_at_full_size_are_narrowed():
         return hidden @ params["v"]
 
     check(fn, arrays(**WIDTHS), normal(4, 5), groups=MLP)
-
-
-def test_custom_vjp_is_frozen_for_now():
-    @jax.custom_vjp
-    def f(x):
-        return x
-
-    f.defvjp(lambda x: (x, None), lambda _, g: (g,))
-    groups = structured.channel_groups(
-        lambda params, x: f(x @ params["w"]) @ params["v"],
-        arrays(w=(5, 8), v=(8, 3)),
-        normal(4, 5),
-    )
-    assert not groups
-    assert "custom_vjp_call" in str(groups)
