@@ -36,7 +36,10 @@ def test_the_contracts_functions_are_all_there_and_no_others():
 
 
 def test_the_functions_of_structured_are_all_there_and_no_others():
-    names = "channel_groups channel_report group_scores narrow shrink structured_mask"
+    names = """
+        channel_groups channel_report group_scores load narrow save shrink
+        structured_mask
+    """
     assert set(STRUCTURED) == set(names.split())
 
 

@@ -3,14 +3,16 @@
 ``channel_groups -> group_scores -> structured_mask -> shrink``.
 """
 
+from jaxprune.structured._files import load as load
+from jaxprune.structured._files import save as save
 from jaxprune.structured._groups import Frozen as Frozen
 from jaxprune.structured._groups import Group as Group
 from jaxprune.structured._groups import Groups as Groups
 from jaxprune.structured._groups import Member as Member
 from jaxprune.structured._groups import channel_groups as channel_groups
 from jaxprune.structured._masks import structured_mask as structured_mask
+from jaxprune.structured._narrow import narrow as narrow
 from jaxprune.structured._report import ChannelReport as ChannelReport
 from jaxprune.structured._report import channel_report as channel_report
 from jaxprune.structured._scores import group_scores as group_scores
-from jaxprune.structured._shrink import narrow as narrow
 from jaxprune.structured._shrink import shrink as shrink

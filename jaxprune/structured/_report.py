@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxprune.structured._groups import Group
-from jaxprune.structured._shrink import channels_removed
+from jaxprune.structured._narrow import channels_removed
 
 
 def channel_report(mask: Any, groups: Sequence[Group]) -> "ChannelReport":

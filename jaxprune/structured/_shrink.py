@@ -1,21 +1,20 @@
-"""Removes channels for real: from parameters, from trees like them, from functions."""
+"""Removes channels for real: a function is replayed on narrowed parameters."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import _checks
-from jaxprune._summary import check_concrete
-from jaxprune.structured._adapters import take
 from jaxprune.structured._groups import Group, check_arrays
+from jaxprune.structured._narrow import (
+    Removed,
+    removed_positions,
+    without_removed,
+)
 from jaxprune.structured._replay import Replay
 from jaxprune.structured._trace import Trace, trace_function
-
-Removed = dict[tuple[str, int], np.ndarray]
-"""For the path and axis of every narrowed leaf: which positions are removed."""
 
 
 def shrink(
@@ -63,160 +62,36 @@ def shrink(
     """
     check_arrays(params)
     removed = removed_positions(mask, params, groups)
-    masks, axes = list(map(np.asarray, jax.tree.leaves(mask))), _by_path(removed)
-    positions = [axes.get(path, {}) for path in _checks.leaf_paths(params)]
-    leaves, structure = jax.tree.flatten(params)
-    small_params = jax.tree.unflatten(structure, _cut(leaves, masks, positions))
-    abstract = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
-    small = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), small_params)
+    small_params = without_removed(params, mask, removed)
+    return small_function(fn, params, small_params, removed), small_params
+
+
+def small_function(
+    fn: Callable[..., Any], params: Any, small_params: Any, removed: Removed
+) -> Callable[..., Any]:
+    """Builds the function on narrowed parameters; of the trees it keeps the shapes."""
+    abstract, small = map(_abstract, (params, small_params))
 
     @jax.jit
     def small_fn(params: Any, *inputs: Any) -> Any:
         _checks.check_like(params, small, "params", "the small parameters")
-        trace, body, outputs = trace_function(fn, abstract, inputs)
-        replay = Replay(trace, _removed_labels(trace, abstract, removed))
-        _check_same(trace, replay, abstract, removed)
+        full = jax.tree.map(_of_type, abstract, params)
+        trace, body, outputs = trace_function(fn, full, inputs)
+        replay = Replay(trace, _removed_labels(trace, full, removed))
+        _check_same(trace, replay, full, removed)
         found = replay.run(body, jax.tree.leaves((params, inputs)))
         return jax.tree.unflatten(outputs, found)
 
-    return small_fn, small_params
+    return small_fn
 
 
-def narrow(tree: Any, mask: Any, groups: Sequence[Group]) -> Any:
-    """Removes channels from a tree that holds copies of the parameters' structure.
-
-    Moments, moving averages and gradients lose the channels that the parameters lose in
-    `shrink`, so training goes on where it stood. A leaf belongs to the parameter whose
-    path its own path ends in; other leaves (step counts) stay.
-
-    Args:
-      tree: a tree like ``params``, or one that holds such trees: an optax state.
-      mask: a concrete tree of bool like ``params``, True = kept.
-      groups: the groups of channels, from `channel_groups`.
-
-    Returns:
-      The tree, with the leaves of narrowed parameters narrowed.
-
-    Raises:
-      TypeError: if ``mask`` is not bool, or has no values.
-      ValueError: if ``mask`` removes all channels of a group, or if a leaf belongs to a
-        narrowed parameter but has another shape (factored moments).
-
-    Example:
-      >>> import jax, jax.numpy as jnp, jaxprune as jp, optax
-      >>> def apply_fn(params, x):
-      ...     return jax.nn.relu(x @ params["w"]) @ params["v"]
-      >>> params = {"v": jnp.ones((4, 2)), "w": jnp.ones((8, 4))}
-      >>> groups = jp.structured.channel_groups(apply_fn, params, jnp.ones((10, 8)))
-      >>> keep = jnp.arange(4) < 3
-      >>> mask = {"v": jnp.tile(keep[:, None], 2), "w": jnp.tile(keep, (8, 1))}
-      >>> state = optax.sgd(0.1, momentum=0.9).init(params)
-      >>> small = jp.structured.narrow(state, mask, groups)
-      >>> jax.tree.map(jnp.shape, optax.tree.get(small, "trace"))
-      {'v': (3, 2), 'w': (8, 3)}
-    """
-    shapes, axes = _shapes(mask), _by_path(removed_positions(mask, mask, groups))
-    leaves, structure = jax.tree.flatten(tree)
-    owners = [_parameter(path, shapes) for path in _checks.leaf_paths(tree)]
-    chosen = {
-        i: axes[owner]
-        for i, owner in enumerate(owners)
-        if owner in axes and np.ndim(leaves[i])
-    }
-    for i in chosen:
-        if np.shape(leaves[i]) != shapes[owners[i]]:
-            raise ValueError(
-                f"The leaf {_checks.leaf_paths(tree)[i]} is {np.shape(leaves[i])}, but "
-                f"the parameter {owners[i]} that it belongs to is {shapes[owners[i]]}, "
-                "so it cannot be narrowed along with it. Start this state anew."
-            )
-    arrays = [leaves[i] for i in chosen]
-    whole = [np.ones(np.shape(array), bool) for array in arrays]
-    small = _cut(arrays, whole, list(chosen.values()))
-    for i, array in zip(chosen, small, strict=True):
-        leaves[i] = array
-    return jax.tree.unflatten(structure, leaves)
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), tree)
 
 
-def removed_positions(mask: Any, params: Any, groups: Sequence[Group]) -> Removed:
-    """Reads off a mask which positions of which axes its removed channels take."""
-    _checks.check_mask(mask, params)
-    removed: Removed = {}
-    for group, gone in zip(groups, channels_removed(mask, groups), strict=True):
-        if gone.all():
-            raise ValueError(
-                f"The mask removes all {group.size} channels of {group.name}, which "
-                "cuts the function in two. Keep at least one (min_keep=1)."
-            )
-        for member in group.members if gone.any() else ():
-            key = member.path, member.axis
-            if key not in removed:
-                removed[key] = np.zeros(_shapes(mask)[key[0]][key[1]], bool)
-            removed[key][member.index[gone].ravel()] = True
-    return removed
-
-
-def channels_removed(mask: Any, groups: Sequence[Group]) -> list[np.ndarray]:
-    """For every group: of which channels the mask is False on all slices."""
-    _checks.check_mask(mask, mask)
-    check_concrete(mask, "shrink")
-    leaves = dict(zip(_checks.leaf_paths(mask), jax.tree.leaves(mask), strict=True))
-    found = []
-    for group in groups:
-        gone = np.ones(group.size, bool)
-        for member in group.members:
-            leaf = _member_leaf(leaves, member.path, group)
-            others = tuple(i for i in range(leaf.ndim) if i != member.axis)
-            gone &= ~np.any(leaf, axis=others)[member.index].any(1)
-        found.append(gone)
-    return found
-
-
-def _member_leaf(leaves: dict[str, Any], path: str, group: Group) -> np.ndarray:
-    if path not in leaves:
-        raise ValueError(
-            f"The group {group.name} has a member {path}, which the mask lacks. Pass "
-            "groups found for the same params."
-        )
-    return np.asarray(leaves[path])
-
-
-def _cut(
-    leaves: list[Any], masks: list[np.ndarray], removed: list[dict[int, np.ndarray]]
-) -> list[Any]:
-    """Takes the positions that stay, in one program; sets what else is pruned to 0."""
-
-    def cut(leaves: list[Any]) -> list[Any]:
-        found = []
-        for leaf, mask, axes in zip(leaves, masks, removed, strict=True):
-            for axis, gone in axes.items():
-                leaf = take(leaf, axis, np.flatnonzero(~gone))
-                mask = np.compress(~gone, mask, axis)
-            if not mask.all():
-                leaf = jnp.where(mask, leaf, jnp.zeros_like(leaf))
-            found.append(leaf)
-        return found
-
-    return jax.jit(cut)(leaves)
-
-
-def _by_path(removed: Removed) -> dict[str, dict[int, np.ndarray]]:
-    axes: dict[str, dict[int, np.ndarray]] = {}
-    for (path, axis), gone in removed.items():
-        axes.setdefault(path, {})[axis] = gone
-    return axes
-
-
-def _shapes(mask: Any) -> dict[str, tuple[int, ...]]:
-    leaves = map(np.shape, jax.tree.leaves(mask))
-    return dict(zip(_checks.leaf_paths(mask), leaves, strict=True))
-
-
-def _parameter(path: str, names: Any) -> str:
-    """Finds the parameter whose path is the longest ending of a leaf's path."""
-    parts = path.split("/")
-    endings = ("/".join(parts[i:]) for i in range(len(parts)))
-    return next((ending for ending in endings if ending in names), "")
+def _of_type(full: Any, given: Any) -> Any:
+    """The full parameter, in the type of the small one: training may change it."""
+    return jax.ShapeDtypeStruct(full.shape, given.dtype)
 
 
 def _removed_labels(trace: Trace, params: Any, removed: Removed) -> np.ndarray:

@@ -1,0 +1,261 @@
+"""Shrunk models as files: parameters with the specification to rebuild the function.
+
+A file is an ``.npz`` archive without pickles: ``specification``, JSON as bytes;
+``digest``, its SHA-256; and one array a leaf, named by its number. The specification
+holds of every leaf its path, type, shapes before and after, the positions that stay
+along each narrowed axis, and the SHA-256 of its bytes.
+"""
+
+import hashlib
+import json
+import os
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import _checks
+from jaxprune.structured._groups import Group, check_arrays
+from jaxprune.structured._narrow import narrow, removed_positions
+from jaxprune.structured._shrink import small_function
+
+_FORMAT = "jaxprune.structured 1"
+
+
+def save(
+    path: str | os.PathLike[str], params: Any, mask: Any, groups: Sequence[Group]
+) -> None:
+    """Writes a shrunk model's parameters, and what was removed, to one file.
+
+    The file is written under another name, flushed, and then renamed: at any moment
+    ``path`` holds the old file or the new one, whole. `load` rebuilds the small
+    function from it, the full function and the shapes of the full parameters.
+
+    Args:
+      path: where to; an existing file is replaced.
+      params: the small parameters, from `shrink`, trained on or not. Any pytree of
+        arrays, of any type, PRNG keys among them.
+      mask: the mask that they were shrunk with.
+      groups: the groups that they were shrunk with.
+
+    Returns:
+      None.
+
+    Raises:
+      TypeError: if a leaf of ``params`` is not an array, or ``mask`` is not bool.
+      ValueError: if ``params`` are not those that ``mask`` and ``groups`` leave, naming
+        the leaf; if two leaves share a path; or if a leaf lies on other hosts too.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxprune as jp, os, tempfile
+      >>> def apply_fn(params, x):
+      ...     return jax.nn.relu(x @ params["w"]) @ params["v"]
+      >>> params = {"v": jnp.ones((4, 2)), "w": jnp.ones((8, 4))}
+      >>> groups = jp.structured.channel_groups(apply_fn, params, jnp.ones((10, 8)))
+      >>> keep = jnp.arange(4) < 3
+      >>> mask = {"v": jnp.tile(keep[:, None], 2), "w": jnp.tile(keep, (8, 1))}
+      >>> _, small_params = jp.structured.shrink(apply_fn, params, mask, groups)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = os.path.join(folder, "small.npz")
+      ...     jp.structured.save(path, small_params, mask, groups)
+      ...     small_fn, again = jp.structured.load(path, apply_fn, params)
+      >>> jax.tree.map(jnp.shape, again)
+      {'v': (3, 2), 'w': (8, 3)}
+    """
+    check_arrays(params)
+    removed = removed_positions(mask, mask, groups)
+    _checks.check_like(params, narrow(mask, mask, groups), "params", "what mask leaves")
+    names = _checks.leaf_paths(params)
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"params has more than one leaf with the path {repeated[0]}, so a file "
+            "could not tell them apart. Rename one."
+        )
+    leaves, arrays = [], {}
+    for name, leaf, full in zip(
+        names, jax.tree.leaves(params), jax.tree.leaves(mask), strict=True
+    ):
+        data = _data(name, leaf)
+        kept = {
+            str(axis): np.flatnonzero(~gone).tolist()
+            for (path_, axis), gone in removed.items()
+            if path_ == name
+        }
+        arrays[str(len(leaves))] = data
+        leaves.append(
+            {
+                "path": name,
+                "dtype": str(leaf.dtype),
+                "impl": jax.random.key_impl(leaf) if _is_key(leaf.dtype) else None,
+                "shape": list(leaf.shape),
+                "full_shape": list(full.shape),
+                "kept": kept,
+                "digest": _digest(data),
+            }
+        )
+    specification = json.dumps({"format": _FORMAT, "leaves": leaves}).encode()
+    arrays["specification"] = np.frombuffer(specification, np.uint8)
+    arrays["digest"] = np.asarray(hashlib.sha256(specification).hexdigest())
+    _replace(Path(path), arrays)
+
+
+def load(
+    path: str | os.PathLike[str], fn: Callable[..., Any], params: Any
+) -> tuple[Callable[..., Any], Any]:
+    """Reads a shrunk model: the small function and its parameters, as `shrink` does.
+
+    All is verified before anything is returned: the file against its digests, and its
+    leaves against ``params``. There is no partial load.
+
+    Args:
+      path: a file that `save` wrote.
+      fn: the full function, as it was given to `shrink`.
+      params: the full parameters, of which structure, shapes and types are read:
+        arrays or ``jax.ShapeDtypeStruct`` (``jax.eval_shape`` of the initialiser).
+
+    Returns:
+      ``(small_fn, small_params)``, as from `shrink`; the parameters have the structure
+      and types of ``params``, on the default device.
+
+    Raises:
+      FileNotFoundError: if there is no file.
+      ValueError: if the file is truncated, altered, or of another kind; if its leaves
+        are not those of ``params``, in paths, full shapes or types, naming the leaf; or
+        if jax is set to types too narrow for it.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxprune as jp, os, tempfile
+      >>> def apply_fn(params, x):
+      ...     return jax.nn.relu(x @ params["w"]) @ params["v"]
+      >>> params = {"v": jnp.ones((4, 2)), "w": jnp.ones((8, 4))}
+      >>> groups = jp.structured.channel_groups(apply_fn, params, jnp.ones((10, 8)))
+      >>> mask = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = os.path.join(folder, "small.npz")
+      ...     jp.structured.save(path, params, mask, groups)
+      ...     shapes = jax.eval_shape(lambda: params)  # In a new process, say.
+      ...     small_fn, small_params = jp.structured.load(path, apply_fn, shapes)
+      >>> small_fn(small_params, jnp.ones((1, 8)))
+      Array([[32., 32.]], dtype=float32)
+    """
+    check_arrays(params)
+    found = {leaf["path"]: (leaf, data) for leaf, data in _read(Path(path))}
+    names = _checks.leaf_paths(params)
+    for name in [*names, *found]:
+        if name not in found or name not in names:
+            has, lacks = ("params", path) if name in names else (path, "params")
+            raise ValueError(f"{has} has a leaf {name}, which {lacks} lacks.")
+    small, removed = [], {}
+    for name, full in zip(names, jax.tree.leaves(params), strict=True):
+        leaf, data = found[name]
+        for asked, was, what in (
+            (tuple(full.shape), tuple(leaf["full_shape"]), "was"),
+            (str(full.dtype), leaf["dtype"], "is"),
+        ):
+            if asked != was:
+                raise ValueError(
+                    f"The leaf {name} of {path} {what} {was}, but of params it is "
+                    f"{asked}. Pass the full parameters, in the types of the file."
+                )
+        small.append(_array(leaf, data))
+        for axis, kept in leaf["kept"].items():
+            gone = np.ones(full.shape[int(axis)], bool)
+            gone[kept] = False
+            removed[name, int(axis)] = gone
+    small_params = jax.tree.unflatten(jax.tree.structure(params), small)
+    return small_function(fn, params, small_params, removed), small_params
+
+
+def _data(name: str, leaf: Any) -> np.ndarray:
+    """A leaf's data in a type that NumPy's files know; PRNG keys as their words."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        raise ValueError(
+            f"The leaf {name} lies in part on other hosts. Gather it first "
+            "(jax.experimental.multihost_utils.process_allgather)."
+        )
+    if _is_key(leaf.dtype):
+        leaf = jax.random.key_data(leaf)
+    data = np.asarray(leaf, order="C")
+    return data if data.dtype.isbuiltin == 1 else data.view(_unsigned(data.dtype))
+
+
+def _array(leaf: dict[str, Any], data: np.ndarray) -> jax.Array:
+    """The inverse of `_data`."""
+    if leaf["impl"]:
+        return jax.random.wrap_key_data(jnp.asarray(data), impl=leaf["impl"])
+    wanted = jnp.dtype(leaf["dtype"])
+    if jax.dtypes.canonicalize_dtype(wanted) != wanted:
+        raise ValueError(
+            f"The leaf {leaf['path']} is {wanted}: set jax_enable_x64 to load it."
+        )
+    return jnp.asarray(data if wanted.isbuiltin == 1 else data.view(wanted))
+
+
+def _is_key(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def _unsigned(dtype: np.dtype) -> np.dtype:
+    return np.dtype(f"uint{8 * dtype.itemsize}")
+
+
+def _digest(data: np.ndarray) -> str:
+    return hashlib.sha256(data.tobytes()).hexdigest()
+
+
+def _replace(path: Path, arrays: dict[str, Any]) -> None:
+    """Writes a file whole or not at all."""
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with draft.open("xb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
+    """Reads and verifies a file: what is known of every leaf, and its data."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = dict(archive)
+        specification = arrays["specification"].tobytes()
+        sound = hashlib.sha256(specification).hexdigest() == str(arrays["digest"])
+        read = json.loads(specification)
+        known = read["format"] == _FORMAT
+        leaves = [(leaf, arrays[str(i)]) for i, leaf in enumerate(read["leaves"])]
+        changed = [leaf["path"] for leaf, data in leaves if not _is_sound(leaf, data)]
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Whatever NumPy makes of a damaged archive.
+        raise ValueError(
+            f"{path} is truncated, altered, or not a file that save wrote: {error}"
+        ) from error
+    if not (sound and known):
+        raise ValueError(
+            f"{path} was altered after save wrote it: its specification is not what "
+            "its digest says."
+            if known
+            else f"{path} is of the format {read['format']!r}; this version of "
+            f"jaxprune reads {_FORMAT!r}."
+        )
+    if changed:
+        raise ValueError(
+            f"{path} was altered after save wrote it: the leaf {changed[0]} is not "
+            "what its digest says."
+        )
+    return leaves
+
+
+def _is_sound(leaf: dict[str, Any], data: np.ndarray) -> bool:
+    """Tells whether data are those that a leaf was saved with."""
+    shape = data.shape[: len(leaf["shape"])] if leaf["impl"] else data.shape
+    return _digest(data) == leaf["digest"] and list(shape) == leaf["shape"]
