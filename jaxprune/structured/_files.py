@@ -3,7 +3,7 @@
 A file is an ``.npz`` archive without pickles: ``specification``, JSON as bytes;
 ``digest``, its SHA-256; and one array a leaf, named by its number. The specification
 holds of every leaf its path, type, shapes before and after, the positions that stay
-along each narrowed axis, and the SHA-256 of its bytes.
+along each narrowed axis, and the SHA-256 of its bytes; and what means are over.
 """
 
 import hashlib
@@ -22,13 +22,18 @@ import numpy as np
 from jaxprune import _checks
 from jaxprune.structured._groups import Group, check_arrays
 from jaxprune.structured._narrow import narrow, removed_positions
-from jaxprune.structured._shrink import small_function
+from jaxprune.structured._shrink import check_mean_width, small_function
 
 _FORMAT = "jaxprune.structured 1"
 
 
 def save(
-    path: str | os.PathLike[str], params: Any, mask: Any, groups: Sequence[Group]
+    path: str | os.PathLike[str],
+    params: Any,
+    mask: Any,
+    groups: Sequence[Group],
+    *,
+    mean_width: str = "old",
 ) -> None:
     """Writes a shrunk model's parameters, and what was removed, to one file.
 
@@ -42,6 +47,7 @@ def save(
         arrays, of any type, PRNG keys among them.
       mask: the mask that they were shrunk with.
       groups: the groups that they were shrunk with.
+      mean_width: "old" or "new", as it was given to `shrink`; `load` goes by it.
 
     Returns:
       None.
@@ -49,7 +55,8 @@ def save(
     Raises:
       TypeError: if a leaf of ``params`` is not an array, or ``mask`` is not bool.
       ValueError: if ``params`` are not those that ``mask`` and ``groups`` leave, naming
-        the leaf; if two leaves share a path; or if a leaf lies on other hosts too.
+        the leaf; if two leaves share a path; if a leaf lies on other hosts too; or if
+        ``mean_width`` is neither.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp, os, tempfile
@@ -68,6 +75,7 @@ def save(
       {'v': (3, 2), 'w': (8, 3)}
     """
     check_arrays(params)
+    check_mean_width(mean_width)
     removed = removed_positions(mask, mask, groups)
     _checks.check_like(params, narrow(mask, mask, groups), "params", "what mask leaves")
     names = _checks.leaf_paths(params)
@@ -99,7 +107,9 @@ def save(
                 "digest": _digest(data),
             }
         )
-    specification = json.dumps({"format": _FORMAT, "leaves": leaves}).encode()
+    specification = json.dumps(
+        {"format": _FORMAT, "mean_width": mean_width, "leaves": leaves}
+    ).encode()
     arrays["specification"] = np.frombuffer(specification, np.uint8)
     arrays["digest"] = np.asarray(hashlib.sha256(specification).hexdigest())
     _replace(Path(path), arrays)
@@ -145,7 +155,8 @@ def load(
       Array([[32., 32.]], dtype=float32)
     """
     check_arrays(params)
-    found = {leaf["path"]: (leaf, data) for leaf, data in _read(Path(path))}
+    mean_width, leaves = _read(Path(path))
+    found = {leaf["path"]: (leaf, data) for leaf, data in leaves}
     names = _checks.leaf_paths(params)
     for name in [*names, *found]:
         if name not in found or name not in names:
@@ -169,7 +180,7 @@ def load(
             gone[kept] = False
             removed[name, int(axis)] = gone
     small_params = jax.tree.unflatten(jax.tree.structure(params), small)
-    return small_function(fn, params, small_params, removed), small_params
+    return small_function(fn, params, small_params, removed, mean_width), small_params
 
 
 def _data(name: str, leaf: Any) -> np.ndarray:
@@ -222,8 +233,8 @@ def _replace(path: Path, arrays: dict[str, Any]) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
-    """Reads and verifies a file: what is known of every leaf, and its data."""
+def _read(path: Path) -> tuple[str, list[tuple[dict[str, Any], np.ndarray]]]:
+    """Reads and verifies a file: what means are over; of every leaf, facts and data."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = dict(archive)
@@ -252,7 +263,7 @@ def _read(path: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
             f"{path} was altered after save wrote it: the leaf {changed[0]} is not "
             "what its digest says."
         )
-    return leaves
+    return read["mean_width"], leaves
 
 
 def _is_sound(leaf: dict[str, Any], data: np.ndarray) -> bool:

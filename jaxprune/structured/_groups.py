@@ -98,9 +98,9 @@ def channel_groups(fn: Callable[..., Any], params: Any, *inputs: Any) -> Groups:
 
     A sum over channels is followed if a removed channel adds 0 to it, or one and the
     same number as every other removed channel (the squared mean, in a variance). So a
-    normalisation over channels divides by the old width, before and after shrinking;
-    softmax and maxima over channels freeze them. An output that is the new value of a
-    parameter (running statistics) is narrowed with it.
+    normalisation over channels is followed; softmax and maxima over channels freeze
+    them. An output that is the new value of a parameter (running statistics) is
+    narrowed with it.
 
     An axis that a reshape splits in several that matter (heads and the dimensions
     inside them) is removed by the outer one; grouped convolutions lose whole groups.

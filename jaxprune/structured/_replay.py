@@ -15,15 +15,18 @@ from jax.extend.core import Literal
 from jaxprune.structured._adapters import ADAPTED, plain, take
 from jaxprune.structured._derivatives import derivative
 from jaxprune.structured._labels import Value
+from jaxprune.structured._means import find_means
 from jaxprune.structured._trace import Body, Step, Trace
 
 
 class Replay:
     """Evaluates the bodies of one trace at narrowed sizes."""
 
-    def __init__(self, trace: Trace, removed: np.ndarray) -> None:
+    def __init__(self, trace: Trace, removed: np.ndarray, mean_width: str) -> None:
         """Removes the classes of the given labels, which are those of parameters."""
         self._trace, self._removed = trace, removed
+        self._mean_width = mean_width
+        self._means: dict[int, float] = {}  # As `find_means` says, of all bodies.
         self._gone = self._find_gone()
         self._rules: dict[int, Any] = {}  # Of the steps of this trace, by their ids.
 
@@ -79,11 +82,14 @@ class Replay:
         known.update(zip(body.jaxpr.constvars, consts, strict=True))
 
         made = {out: step for step in body.steps for out in step.eqn.outvars}
+        if self._mean_width == "new":
+            self._means.update(find_means(body, args, self.kept))
         for step in body.steps:
             inputs = self._read(step.eqn.invars, step.inputs, known)
             with step.eqn.ctx.manager:
-                outputs = self._step(step, inputs)
-                if step.eqn.primitive.name == "reduce_sum":
+                outputs = self._step(step, self._operands(step, inputs))
+                summed = step.eqn.primitive.name == "reduce_sum"
+                if summed and id(step) not in self._means:
                     outputs = [self._completed(step, outputs[0], known, made)]
             known.update(zip(step.eqn.outvars, outputs, strict=True))
         return self._read(body.jaxpr.outvars, body.outputs, known)
@@ -124,7 +130,13 @@ class Replay:
             return plain(self, step, inputs, shape=tuple(shape))[0]
         pairs = zip(step.eqn.invars, step.inputs, strict=True)
         parts = [self._fill(a, v, axis, known, made) for a, v in pairs]
-        return plain(self, step, parts)[0]
+        return plain(self, step, self._operands(step, parts))[0]
+
+    def _operands(self, step: Step, args: list[Any]) -> list[Any]:
+        """The arguments of a step; a mean over what stays has its new divisor."""
+        if step.eqn.primitive.name != "div" or id(step) not in self._means:
+            return args
+        return [args[0], np.asarray(self._means[id(step)], args[0].dtype)]
 
     def _step(self, step: Step, args: list[Any]) -> Sequence[Any]:
         if any(map(self.is_narrowed, step.inputs)):

@@ -18,21 +18,32 @@ from jaxprune.structured._trace import Trace, trace_function
 
 
 def shrink(
-    fn: Callable[..., Any], params: Any, mask: Any, groups: Sequence[Group]
+    fn: Callable[..., Any],
+    params: Any,
+    mask: Any,
+    groups: Sequence[Group],
+    *,
+    mean_width: str = "old",
 ) -> tuple[Callable[..., Any], Any]:
     """Removes the channels that a mask removes, from the parameters and the function.
 
     A channel is removed if the mask is False on every slice of all its members; weights
     that the mask prunes elsewhere are set to 0. The small function is the old one,
     replayed without the removed positions, so its outputs are those of the masked model
-    up to rounding, gradients included. Constants stay as they are: a mean over channels
-    (LayerNorm) is their sum divided by the old width.
+    up to rounding, gradients included. Constants stay as they are, so a mean over
+    channels (LayerNorm, RMSNorm) is their sum divided by the old width, unless
+    ``mean_width`` asks for the model that one would write at the new width.
 
     Args:
       fn: the function that ``groups`` were found in, ``fn(params, *inputs)``.
       params: its parameters, arrays.
       mask: a concrete tree of bool like ``params``, True = kept.
       groups: the groups of channels that may be removed, from `channel_groups`.
+      mean_width: what a mean over n channels, of which m stay, becomes. "old": the sum
+        over those that stay, divided by n, which equals the masked model; "new": their
+        mean, divided by m, as narrower LayerNorm, RMSNorm and GroupNorm layers compute
+        it. A mean is a sum of which every use, in the same function, is a division by
+        n, or n - 1. Other sums, and factors such as 1/sqrt(n), stay as they are.
 
     Returns:
       ``(small_fn, small_params)``. The parameters have the tree structure of ``params``
@@ -42,8 +53,8 @@ def shrink(
     Raises:
       TypeError: if ``mask`` is not bool, or has no values.
       ValueError: if ``mask`` does not match ``params``, if it removes all channels of a
-        group, or, when ``small_fn`` is called, if the function couples other channels
-        at these input shapes.
+        group, if ``mean_width`` is neither, or, when ``small_fn`` is called, if the
+        function couples other channels at these input shapes.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
@@ -61,13 +72,24 @@ def shrink(
       True
     """
     check_arrays(params)
+    check_mean_width(mean_width)
     removed = removed_positions(mask, params, groups)
     small_params = without_removed(params, mask, removed)
-    return small_function(fn, params, small_params, removed), small_params
+    return small_function(fn, params, small_params, removed, mean_width), small_params
+
+
+def check_mean_width(mean_width: str) -> None:
+    """Raises unless the width that means are over is one of the two."""
+    if mean_width not in ("old", "new"):
+        raise ValueError(f'mean_width must be "old" or "new"; got {mean_width!r}.')
 
 
 def small_function(
-    fn: Callable[..., Any], params: Any, small_params: Any, removed: Removed
+    fn: Callable[..., Any],
+    params: Any,
+    small_params: Any,
+    removed: Removed,
+    mean_width: str,
 ) -> Callable[..., Any]:
     """Builds the function on narrowed parameters; of the trees it keeps the shapes."""
     abstract, small = map(_abstract, (params, small_params))
@@ -77,7 +99,7 @@ def small_function(
         _checks.check_like(params, small, "params", "the small parameters")
         full = jax.tree.map(_of_type, abstract, params)
         trace, body, outputs = trace_function(fn, full, inputs)
-        replay = Replay(trace, _removed_labels(trace, full, removed))
+        replay = Replay(trace, _removed_labels(trace, full, removed), mean_width)
         _check_same(trace, replay, full, removed)
         found = replay.run(body, jax.tree.leaves((params, inputs)))
         return jax.tree.unflatten(outputs, found)
