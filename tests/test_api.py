@@ -37,7 +37,8 @@ def test_the_contracts_functions_are_all_there_and_no_others():
 
 def test_the_functions_of_structured_are_all_there_and_no_others():
     names = """
-        channel_groups channel_report group_scores load narrow save shrink
+        channel_groups channel_report group_scores load narrow narrow_module save
+        shrink
         structured_mask
     """
     assert set(STRUCTURED) == set(names.split())

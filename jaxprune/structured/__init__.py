@@ -11,6 +11,7 @@ from jaxprune.structured._groups import Groups as Groups
 from jaxprune.structured._groups import Member as Member
 from jaxprune.structured._groups import channel_groups as channel_groups
 from jaxprune.structured._masks import structured_mask as structured_mask
+from jaxprune.structured._modules import narrow_module as narrow_module
 from jaxprune.structured._narrow import narrow as narrow
 from jaxprune.structured._report import ChannelReport as ChannelReport
 from jaxprune.structured._report import channel_report as channel_report
