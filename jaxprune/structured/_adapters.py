@@ -4,6 +4,7 @@ Most primitives take any size and are bound as they are; the table `ADAPTED` hol
 whose parameters name a size, and those that run jaxprs of their own.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,12 +31,25 @@ def take(array: Any, axis: int, positions: np.ndarray) -> Any:
     size = array.shape[axis]
     if np.array_equal(positions, np.arange(size)):
         return array
+    sharding = jax.typeof(array).sharding
+    if axis < len(sharding.spec) and sharding.spec[axis] is not None:  # Explicit.
+        parts = list(sharding.spec)
+        names, parts[axis] = parts[axis], None
+        whole = jax.sharding.reshard(array, jax.P(*parts))
+        parts[axis] = names if divides(len(positions), names, sharding.mesh) else None
+        return jax.sharding.reshard(take(whole, axis, positions), jax.P(*parts))
     steps = np.unique(np.diff(positions))
     if len(positions) and len(steps) <= 1 and (steps > 0).all():
         stride = int(steps[0]) if len(steps) else 1
         start, stop = int(positions[0]), int(positions[-1]) + 1
         return jax.lax.slice_in_dim(array, start, stop, stride, axis)
     return jnp.take(array, positions, axis)
+
+
+def divides(size: int, names: Any, mesh: Any) -> bool:
+    """Tells whether a size can be sharded over axes of a mesh: one, several or None."""
+    names = names if isinstance(names, tuple) else (names,) * (names is not None)
+    return size % math.prod(mesh.shape[name] for name in names) == 0
 
 
 def plain(replay: Any, step: Step, args: list[Any], **changed: Any) -> Sequence[Any]:

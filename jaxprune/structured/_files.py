@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxprune import _checks
 from jaxprune.structured._groups import Group, check_arrays
-from jaxprune.structured._narrow import narrow, removed_positions
+from jaxprune.structured._narrow import narrow, removed_positions, sharded_like
 from jaxprune.structured._shrink import check_mean_width, small_function
 
 _FORMAT = "jaxprune.structured 1"
@@ -131,7 +131,8 @@ def load(
 
     Returns:
       ``(small_fn, small_params)``, as from `shrink`; the parameters have the structure
-      and types of ``params``, on the default device.
+      and types of ``params``. They are sharded as those are, where the smaller sizes
+      still divide, and lie on the default device if ``params`` say nothing.
 
     Raises:
       FileNotFoundError: if there is no file.
@@ -174,7 +175,7 @@ def load(
                     f"The leaf {name} of {path} {what} {was}, but of params it is "
                     f"{asked}. Pass the full parameters, in the types of the file."
                 )
-        small.append(_array(leaf, data))
+        small.append(sharded_like(_array(leaf, data), full))
         for axis, kept in leaf["kept"].items():
             gone = np.ones(full.shape[int(axis)], bool)
             gone[kept] = False

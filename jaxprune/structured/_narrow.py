@@ -6,10 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune import _checks
 from jaxprune._summary import check_concrete
-from jaxprune.structured._adapters import take
+from jaxprune.structured._adapters import divides, take
 from jaxprune.structured._groups import Group
 
 Removed = dict[tuple[str, int], np.ndarray]
@@ -126,7 +128,10 @@ def without_removed(params: Any, mask: Any, removed: Removed) -> Any:
 def _cut(
     leaves: list[Any], masks: list[np.ndarray], removed: list[dict[int, np.ndarray]]
 ) -> list[Any]:
-    """Takes the positions that stay, in one program; sets what else is pruned to 0."""
+    """Takes the positions that stay, in one program; sets what else is pruned to 0.
+
+    A leaf that is narrowed along a sharded axis stays sharded if its new size divides.
+    """
 
     def cut(leaves: list[Any]) -> list[Any]:
         found = []
@@ -139,7 +144,20 @@ def _cut(
             found.append(leaf)
         return found
 
-    return jax.jit(cut)(leaves)
+    small = jax.jit(cut)(leaves)
+    return [sharded_like(new, old) for new, old in zip(small, leaves, strict=True)]
+
+
+def sharded_like(array: Any, like: Any) -> Any:
+    """Shards an array as another of its rank is, but where its size does not divide."""
+    sharding = None if isinstance(like, Tracer) else getattr(like, "sharding", None)
+    if not isinstance(sharding, NamedSharding):
+        return array
+    parts = [*sharding.spec, *[None] * (array.ndim - len(sharding.spec))]
+    for axis, names in enumerate(parts):
+        if not divides(array.shape[axis], names, sharding.mesh):
+            parts[axis] = None
+    return jax.device_put(array, sharding.update(spec=PartitionSpec(*parts)))
 
 
 def _by_path(removed: Removed) -> dict[str, dict[int, np.ndarray]]:

@@ -47,8 +47,10 @@ def shrink(
 
     Returns:
       ``(small_fn, small_params)``. The parameters have the tree structure of ``params``
-      and fewer entries. ``small_fn(small_params, *inputs)`` is an ordinary function,
-      jitted; it traces ``fn`` once for every shape of its inputs.
+      and fewer entries; sharded axes stay sharded where their new size still divides
+      (``round_to`` in `structured_mask` sees to it), else they are replicated.
+      ``small_fn(small_params, *inputs)`` is an ordinary function, jitted; it traces
+      ``fn`` once for every shape of its inputs.
 
     Raises:
       TypeError: if ``mask`` is not bool, or has no values.
@@ -113,7 +115,9 @@ def _abstract(tree: Any) -> Any:
 
 def _of_type(full: Any, given: Any) -> Any:
     """The full parameter, in the type of the small one: training may change it."""
-    return jax.ShapeDtypeStruct(full.shape, given.dtype)
+    sharding = jax.typeof(given).sharding  # Of axes that are not Explicit, none.
+    sharding = sharding if any(sharding.spec) else None
+    return jax.ShapeDtypeStruct(full.shape, given.dtype, sharding=sharding)
 
 
 def _removed_labels(trace: Trace, params: Any, removed: Removed) -> np.ndarray:
