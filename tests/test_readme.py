@@ -1,4 +1,4 @@
-"""The README's Python runs, block after block, as a reader would paste it."""
+"""The Python of README and of the pages runs, block after block, as pasted."""
 
 import pathlib
 import re
@@ -6,18 +6,37 @@ import re
 import jax
 import jax.numpy as jnp
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
+import jaxprune as jp
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
-def test_the_readmes_code_runs(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 4
+def run(page):
+    """Runs a page's blocks, and returns their number and the names that they made."""
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     names = {}
     for block in blocks:
         with jax.numpy_rank_promotion("allow"):  # As a reader's session has it.
-            exec(compile(block, str(README), "exec"), names)
+            exec(compile(block, str(page), "exec"), names)
+    return len(blocks), names
+
+
+def test_the_readmes_code_runs(capsys):
+    count, names = run(ROOT / "README.md")
+    assert count == 4
     assert "0.9" in capsys.readouterr().out
     assert int(jnp.sum(names["mask"]["w1"])) > 0
-    shapes = [aval.shape for aval in names["exported"].in_avals]
-    assert (64, 8) in shapes and (8, 10) in shapes
+    assert [leaf.shape for leaf in jax.tree.leaves(names["small_state"])][-1] == (8, 10)
+    masked = jp.apply_mask(names["state"], names["channels"])
+    wanted = names["apply_fn"](masked, names["batch"][0])
+    assert jnp.allclose(names["logits"], wanted, atol=1e-5)
     assert set(names["masks"]) == {"loss_preservation", "grasp"}
+
+
+def test_the_page_on_structured_pruning_runs(capsys):
+    count, names = run(ROOT / "docs" / "structured.md")
+    assert count == 9
+    printed = capsys.readouterr().out
+    assert "layers/0/kernel/value: 32 channels" in printed and "50.0 %" in printed
+    assert names["width"] == 8
+    assert names["small_net"].layers[0].out_features < 32
