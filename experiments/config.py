@@ -78,8 +78,9 @@ class Model:
     """Attention heads of "vit"."""
     patch: int = 4
     """Pixels along a side of a patch of "vit"."""
-    convolution: Literal["xla", "patches"] = "xla"
-    """XLA's own, or patches and a matrix product: ten times faster on CPUs."""
+    convolution: Literal["xla", "patches", "mixed"] = "xla"
+    """XLA's own; patches and a matrix product, ten times faster to train on CPUs; or
+    for each layer what is fast on CPUs outside loops."""
 
     def stages(self) -> list[tuple[int, int]]:
         """The width and the number of blocks of each stage."""

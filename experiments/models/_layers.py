@@ -88,11 +88,7 @@ def by_patches(
             feature_group_count=feature_group_count,
             **options,
         )
-    if isinstance(padding, str):
-        padding = jax.lax.padtype_to_pads(
-            images.shape[1:3], (rows, columns), strides, padding
-        )
-    padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+    padded = _padded(images, kernel, strides, padding)
     end_y, end_x = padded.shape[1] - rows + 1, padded.shape[2] - columns + 1
     patches, taps = [], []
     for y in range(rows):
@@ -109,6 +105,30 @@ def by_patches(
     return jnp.concatenate(patches, axis=-1) @ matrix
 
 
+def by_rows(
+    images: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Any
+) -> jax.Array:
+    """A convolution whose patches are one pixel high; the rows' products are summed.
+
+    A third as much is copied for 3x3 as by whole patches. On CPUs XLA's own takes as
+    long for 4 channels as for 16; this as long for 16, and a fifth for 4.
+    """
+    rows, columns, inputs, outputs = kernel.shape
+    padded = _padded(images, kernel, strides, padding)
+    end_y, end_x = padded.shape[1] - rows + 1, padded.shape[2] - columns + 1
+    patches = [padded[:, :, x : x + end_x : strides[1]] for x in range(columns)]
+    taps = [
+        [kernel[y : y + 1, x : x + 1].reshape(inputs, outputs) for x in range(columns)]
+        for y in range(rows)
+    ]
+    matrix = jnp.concatenate([jnp.concatenate(row) for row in taps], axis=1)
+    products = jnp.split(jnp.concatenate(patches, axis=-1) @ matrix, rows, axis=-1)
+    shifted = [
+        product[:, y : y + end_y : strides[0]] for y, product in enumerate(products)
+    ]
+    return functools.reduce(operator.add, shifted)
+
+
 def mixed(
     images: jax.Array,
     kernel: jax.Array,
@@ -118,16 +138,21 @@ def mixed(
     feature_group_count: int = 1,
     **options: Any,
 ) -> jax.Array:
-    """Patches where XLA's own convolution is slow on CPUs; elsewhere XLA's own.
+    """What is fast on CPUs: patches, rows of patches, or XLA's own convolution.
 
-    That is in depthwise and 1x1 convolutions, and on maps of 2x2 pixels or less. The
-    choice depends on no number of channels, so it survives pruning.
+    Patches for depthwise and 1x1 convolutions and on maps of 2x2 pixels or less, rows
+    where there are at most 16 channels. A network that is shrunk keeps the choice that
+    was made for it before.
     """
-    depthwise = kernel.shape[2] == 1 and feature_group_count > 1
+    rows, columns, per_group, outputs = kernel.shape
+    depthwise = per_group == 1 and feature_group_count > 1
     tiny = images.shape[1] * images.shape[2] <= 4
-    pointwise = kernel.shape[:2] == (1, 1)
-    slow = depthwise or tiny or pointwise
-    implementation = by_patches if slow else jax.lax.conv_general_dilated
+    if depthwise or tiny or rows * columns == 1:
+        implementation = by_patches
+    elif feature_group_count == 1 and max(per_group, outputs) <= 16:
+        return by_rows(images, kernel, strides, padding)
+    else:
+        implementation = jax.lax.conv_general_dilated
     return implementation(
         images,
         kernel,
@@ -136,6 +161,16 @@ def mixed(
         feature_group_count=feature_group_count,
         **options,
     )
+
+
+def _padded(
+    images: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Any
+) -> jax.Array:
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(
+            images.shape[1:3], kernel.shape[:2], strides, padding
+        )
+    return jnp.pad(images, ((0, 0), *padding, (0, 0)))
 
 
 CONVOLUTIONS = {
