@@ -13,7 +13,7 @@ batch. The error is the difference of their outputs, relative to the largest.
   its tracing. Of resnet50, on images seven times as large, only this is measured.
 
 Times are medians over rounds in milliseconds; the speed-up is the median of the rounds'
-ratios. FLOPs are of the batch, a multiply-add counted as 2.
+ratios. FLOPs are those of the batch as it is computed, a multiply-add counted as 2.
 """
 
 import dataclasses

@@ -69,6 +69,7 @@ def test_shrink_prunes_what_it_says_and_finds_the_groups(monkeypatch, capsys):
     options = shrink.Options(
         networks=("vgg13", "resnet50"),
         sparsities=(0.0, 0.5),
+        convolution="xla",
         batch_size=2,
         side=8,
         rounds=1,
