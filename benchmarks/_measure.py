@@ -21,7 +21,7 @@ from rich.progress import Progress
 from rich.table import Column, Table
 
 _LEAST = 3  # Calls that every alternative is timed for, however slow.
-_WIDTH = 120  # Columns of the table where the output is not a terminal.
+_WIDTH = 132  # Columns of the table where the output is not a terminal.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,5 +144,7 @@ def _cell(value: Any) -> str:
 
 
 def _number(value: float) -> str:
+    if 0 < abs(value) < 1e-3:
+        return f"{value:.1e}"
     digits = 1 if value >= 100 else 2 if value >= 10 else 3
     return f"{value:.{digits}f}"

@@ -59,14 +59,40 @@ class Data:
 class Model:
     """Which network."""
 
-    name: Literal["lenet", "convnet", "resnet"] = "convnet"
-    """A multilayer perceptron, a plain convolutional net, or a residual one."""
+    name: Literal["lenet", "lenet5", "convnet", "vgg", "mobilenet", "resnet", "vit"] = (
+        "convnet"
+    )
+    """A multilayer perceptron ("lenet"), a convolutional net, or a transformer."""
     widths: tuple[int, ...] = (8, 16, 32)
     """Units of each hidden layer, filters of each convolution or of each stage."""
-    blocks: int = 3
-    """Residual blocks in a stage of "resnet": 3 for ResNet-20."""
-    convolution: Literal["xla", "patches"] = "xla"
-    """XLA's own, or patches and a matrix product: ten times faster on CPUs."""
+    blocks: int | tuple[int, ...] = 3
+    """Layers of every stage, or of each: residual blocks (3 for ResNet-20),
+    convolutions of "vgg", transformer blocks."""
+    block: Literal["basic", "bottleneck"] = "basic"
+    """What a stage of "resnet" is made of."""
+    shortcut: Literal["pad", "project"] = "pad"
+    """Where the shapes of a residual change: zeros, or a 1x1 convolution."""
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    """Of "resnet": a 3x3 convolution, or one of 7x7 and pooling for large images."""
+    heads: int = 4
+    """Attention heads of "vit"."""
+    patch: int = 4
+    """Pixels along a side of a patch of "vit"."""
+    convolution: Literal["xla", "patches", "mixed"] = "xla"
+    """XLA's own; patches and a matrix product, ten times faster to train on CPUs; or
+    for each layer what is fast on CPUs outside loops."""
+
+    def stages(self) -> list[tuple[int, int]]:
+        """The width and the number of blocks of each stage."""
+        blocks = self.blocks
+        if isinstance(blocks, int):
+            blocks = (blocks,) * len(self.widths)
+        if len(blocks) != len(self.widths):
+            raise ValueError(
+                f"blocks holds {len(blocks)} numbers for {len(self.widths)} widths; "
+                "give one for each, or a single number."
+            )
+        return list(zip(self.widths, blocks, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)

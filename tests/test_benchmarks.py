@@ -1,10 +1,16 @@
 """The benchmarks run, and the methods that they compare agree."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from benchmarks import scoring, selection, step
+import jaxprune as jp
+from benchmarks import scoring, selection, shrink, step
 from benchmarks._measure import Bar, in_turn, ratio
 from benchmarks._models import Networks
+from experiments.config import Model
+from experiments.models import network
 
 SMALL = {"batch_size": 4, "widths": (8, 16, 10), "channels": 4, "side": 8}
 each_network = pytest.mark.parametrize(
@@ -52,6 +58,71 @@ def test_step_times_every_transform(network, monkeypatch, capsys):
     monkeypatch.setattr(step, "measure", lambda _: rows)
     step.main(options)
     assert "to dense" in capsys.readouterr().out
+
+
+TINY = Model("vgg", (8, 16), 1)
+
+
+def test_shrink_prunes_what_it_says_and_finds_the_groups(monkeypatch, capsys):
+    monkeypatch.setitem(shrink.PUBLISHED, "vgg13", TINY)
+    monkeypatch.setitem(shrink.PUBLISHED, "resnet50", TINY)
+    options = shrink.Options(
+        networks=("vgg13", "resnet50"),
+        sparsities=(0.0, 0.5),
+        convolution="xla",
+        batch_size=2,
+        side=8,
+        rounds=1,
+        peer=False,
+    )
+    dense, half, graph = rows = shrink.measure(options)
+    assert dense.groups == half.groups == graph.groups == 2
+    # Kernels, scales and biases of two convolutions, and ten outputs.
+    assert dense.params == (27 * 8 + 16) + (72 * 16 + 32) + 170
+    assert half.params == (27 * 4 + 8) + (36 * 8 + 16) + 90
+    for row in (dense, half):
+        assert row.difference <= 1e-5 and row.bars[0].met
+        assert row.masked_seconds > 0 and row.shrunk_seconds > 0 and row.speedup > 0
+    products = 64 * 27 * 8 + 16 * 72 * 16 + 160  # Of one image, pixels times weights.
+    assert dense.flops == options.batch_size * 2 * products
+    assert np.isnan(graph.speedup) and graph.bars[0].limit == 0.5
+    monkeypatch.setattr(shrink, "measure", lambda _: rows)
+    monkeypatch.setattr(shrink, "_peer", lambda: None)
+    shrink.main(options)
+    shown = capsys.readouterr().out
+    assert "speed-up" in shown and "Torch-Pruning was not run" in shown
+
+
+@pytest.mark.parametrize("name", ["vgg13", "mobilenet_v1", "resnet56", "vit"])
+def test_torch_twins_are_as_large_as_ours_before_and_after(name):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch_pruning")
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmarks import _torch_models, _torch_pruning
+
+    config = shrink.PUBLISHED[name]
+    net = network(config, (32, 32, 3), 10)
+    state = jax.eval_shape(net.init, jax.random.key(0))
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+
+    def fn(state, images):
+        return net.apply(*state, images, train=False)[0]
+
+    twin = _torch_models.build(config, 32)
+    shapes = [sorted(leaf.shape) for leaf in jax.tree.leaves(state[0])]
+    assert sorted(shapes) == sorted(sorted(leaf.shape) for leaf in twin.parameters())
+    counted = FlopCounterMode(display=False)
+    with counted, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # The one it counts.
+        twin(torch.zeros(2, 3, 32, 32))
+    assert counted.get_total_flops() == jp.cost(fn, state, images).flops
+
+    groups = jp.structured.channel_groups(fn, state, images)
+    scores = [np.arange(group.size) for group in groups]
+    mask = jp.structured.structured_mask(scores, groups, state, 0.5, scope="group")
+    left = sum(int(leaf.sum()) for leaf in jax.tree.leaves(mask[0]))
+    assert _torch_pruning.prune(config, 32, 2, 0.5).params == left
 
 
 def test_alternatives_take_turns_and_slow_ones_sit_out():

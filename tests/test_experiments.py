@@ -10,11 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+import jaxprune as jp
 from experiments import compare, configs, data, models, plots, results, run
 from experiments.config import Config, Data, Method, Model, Pruning
+from experiments.models import _layers
 from experiments.pruners import PRUNERS
 from experiments.train import Metrics
+from tests.helpers import QUICK
 
 NAMES = [module.name for module in pkgutil.iter_modules(configs.__path__)]
 TWO_STEPS = (
@@ -198,23 +202,142 @@ def test_augmented_images_are_crops_and_mirrors():
     assert len({m.tobytes() for m in made}) > 9
 
 
+CONVOLUTIONS = {  # inputs, outputs, size, groups, padding
+    "3x3": (4, 5, 3, 1, "SAME"),
+    "1x1": (4, 5, 1, 1, "SAME"),
+    "5x5 valid": (4, 5, 5, 1, "VALID"),
+    "depthwise": (4, 4, 3, 4, "SAME"),
+    "grouped": (4, 6, 3, 2, "SAME"),
+    "depth multiplier": (4, 8, 3, 4, "SAME"),
+    "one channel": (1, 5, 3, 1, "SAME"),
+}
+
+
+@pytest.mark.parametrize("implementation", ["patches", "mixed"])
 @pytest.mark.parametrize("strides", [1, 2])
-@pytest.mark.parametrize("size", [(7, 8), (2, 2)])
-def test_patches_give_the_same_convolution(strides, size):
-    keys = jax.random.split(jax.random.key(0))
-    images = jax.random.normal(keys[0], (3, *size, 4))
-    nets = [
-        models.ConvNorm(4, 5, strides, convolution, models.nnx.Rngs(1)).conv
-        for convolution in ("xla", "patches")
-    ]
-    xla, patches = (net(images) for net in nets)
-    np.testing.assert_allclose(patches, xla, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("case", CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
+def test_every_implementation_gives_the_same_convolution(case, strides, implementation):
+    inputs, outputs, size, groups, padding = case
+    for sides in [(7, 8), (2, 2)]:
+        if padding == "VALID" and size > min(sides):
+            continue
+        images = jax.random.normal(jax.random.key(0), (3, *sides, inputs))
+        options = {"strides": strides, "groups": groups, "padding": padding}
+        found, xla = (
+            _layers.conv(inputs, outputs, size, name, nnx.Rngs(1), **options)(images)
+            for name in (implementation, "xla")
+        )
+        np.testing.assert_allclose(found, xla, rtol=1e-4, atol=1e-5)
 
 
-def test_resnet20_has_the_published_size():
-    net = models.network(Model("resnet", widths=(16, 32, 64)), (32, 32, 3), 10)
+SIZES = {  # Lubana & Dick's code, He et al., torchvision, Caffe, LeCun et al.
+    "vgg13": [((32, 32, 3), 10, 9_413_066), ((32, 32, 3), 100, 9_459_236)],
+    "mobilenet_v1": [((32, 32, 3), 10, 3_217_226), ((32, 32, 3), 100, 3_309_476)],
+    "resnet56": [((32, 32, 3), 10, 855_770), ((32, 32, 3), 100, 861_620)],
+    "resnet20": [((32, 32, 3), 10, 269_722)],
+    "resnet18": [((32, 32, 3), 10, 11_173_962)],
+    "resnet50": [((224, 224, 3), 1000, 25_557_032)],
+    "lenet300": [((28, 28, 1), 10, 266_610)],
+    "lenet5": [((28, 28, 1), 10, 431_080)],
+    # Embedding and positions; 6 x (4 in attention, 2 in the MLP, norms); norm; output.
+    "vit": [
+        (
+            (32, 32, 3),
+            10,
+            (48 * 256 + 256 + 64 * 256)
+            + 6 * (4 * (256**2 + 256) + 2 * 4 * 256**2 + 5 * 256 + 4 * 256)
+            + 2 * 256
+            + 2570,
+        )
+    ],
+}
+
+
+@pytest.mark.parametrize("name", models.PUBLISHED)
+def test_published_networks_have_their_published_sizes(name):
+    for shape, classes, size in SIZES[name]:
+        net = models.network(models.PUBLISHED[name], shape, classes)
+        params, _ = jax.eval_shape(net.init, jax.random.key(0))
+        assert sum(leaf.size for leaf in jax.tree.leaves(params)) == size
+
+
+def test_lenet5_on_its_first_images_has_its_first_size():
+    net = models.network(Model("lenet5", (6, 16, 120, 84)), (32, 32, 1), 10)
     params, _ = jax.eval_shape(net.init, jax.random.key(0))
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 269_722
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 61_706
+
+
+def test_resnet18_for_large_images_has_its_published_size():
+    config = dataclasses.replace(models.PUBLISHED["resnet18"], stem="imagenet")
+    net = models.network(config, (224, 224, 3), 1000)
+    params, _ = jax.eval_shape(net.init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 11_689_512
+
+
+@pytest.mark.parametrize("convolution", ["xla", "patches", "mixed"])
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("vgg13", 2_944),
+        ("mobilenet_v1", 5_984),
+        ("resnet56", 1_008 + 16 + 32 + 64),  # Inside the blocks, and three streams.
+        ("vit", 256 + 6 * (4 + 1024)),  # The stream, heads and hidden units.
+    ],
+)
+def test_all_channels_of_published_networks_can_be_removed(name, channels, convolution):
+    config = dataclasses.replace(models.PUBLISHED[name], convolution=convolution)
+    net = models.network(config, (32, 32, 3), 10)
+    groups = jp.structured.channel_groups(
+        lambda state, x: net.apply(*state, x, train=False)[0],
+        jax.eval_shape(net.init, jax.random.key(0)),
+        jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32),
+    )
+    assert sum(group.size for group in groups) == channels
+
+
+SMALL_NETWORKS = {
+    "lenet5": Model("lenet5", (3, 4, 8)),
+    "vgg": Model("vgg", (4, 6), (1, 2)),
+    "mobilenet": Model("mobilenet", (4, 8, 8, 16)),
+    "bottleneck": Model(
+        "resnet", (2, 4), 1, block="bottleneck", shortcut="project", stem="imagenet"
+    ),
+    "vit": Model("vit", (8,), 1, heads=2, patch=8),
+}
+
+
+@pytest.mark.parametrize("config", SMALL_NETWORKS.values(), ids=SMALL_NETWORKS.keys())
+def test_networks_compute_alike_whatever_the_convolution(config):
+    images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+    outputs = []
+    for convolution in ("xla", "patches", "mixed"):
+        config = dataclasses.replace(config, convolution=convolution)
+        net = models.network(config, (16, 16, 3), 5)
+
+        def run(key, net=net):
+            return net.apply(*net.init(key), images, train=True)[0]
+
+        outputs.append(jax.jit(run, compiler_options=QUICK)(jax.random.key(0)))
+    assert outputs[0].shape == (2, 5) and np.ptp(outputs[0]) > 0.01
+    for output in outputs[1:]:
+        np.testing.assert_allclose(output, outputs[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (Model("lenet5", (3, 4)), "16x16 pixels or more; these are 8x8"),
+        (Model("lenet5", (3,)), "filters of its two convolutions"),
+        (Model("vit", (10,), 1, heads=4), "a multiple of its heads"),
+        (Model("vit", (8,), 1, patch=9), "no larger than the image"),
+        (Model("vgg", (4, 8), (1, 1, 1)), "blocks holds 3 numbers for 2 widths"),
+    ],
+    ids=["image", "widths", "heads", "patch", "blocks"],
+)
+def test_networks_refuse_what_they_cannot_be_made_of(config, words):
+    side = 16 if "filters" in words else 8
+    with pytest.raises(ValueError, match=words):
+        models.network(config, (side, side, 1), 10)
 
 
 def test_figures_take_deep_nets_and_single_sparsities():
