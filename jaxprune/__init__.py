@@ -8,6 +8,8 @@ from jaxprune import structured as structured
 from jaxprune._allocation import erk as erk
 from jaxprune._cost import Cost as Cost
 from jaxprune._cost import cost as cost
+from jaxprune._dissipating import DissipatingState as DissipatingState
+from jaxprune._dissipating import dissipating as dissipating
 from jaxprune._flow import Flow as Flow
 from jaxprune._flow import FlowRates as FlowRates
 from jaxprune._flow import flow_rates as flow_rates
@@ -15,6 +17,8 @@ from jaxprune._flow import gradient_flow as gradient_flow
 from jaxprune._flow import mean_flow as mean_flow
 from jaxprune._iterative import force_mask as force_mask
 from jaxprune._iterative import iterative_mask as iterative_mask
+from jaxprune._k_starts import KStartsState as KStartsState
+from jaxprune._k_starts import k_starts as k_starts
 from jaxprune._masks import apply_mask as apply_mask
 from jaxprune._masks import global_mask as global_mask
 from jaxprune._masks import layerwise_mask as layerwise_mask
