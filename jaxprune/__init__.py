@@ -10,6 +10,7 @@ from jaxprune._cost import Cost as Cost
 from jaxprune._cost import cost as cost
 from jaxprune._dissipating import DissipatingState as DissipatingState
 from jaxprune._dissipating import dissipating as dissipating
+from jaxprune._drive import drive as drive
 from jaxprune._flow import Flow as Flow
 from jaxprune._flow import FlowRates as FlowRates
 from jaxprune._flow import flow_rates as flow_rates
@@ -29,7 +30,6 @@ from jaxprune._prunable import matrices as matrices
 from jaxprune._schedules import exponential_schedule as exponential_schedule
 from jaxprune._schedules import hyperbolic_schedule as hyperbolic_schedule
 from jaxprune._scores import biased_loss as biased_loss
-from jaxprune._scores import drive as drive
 from jaxprune._scores import fisher as fisher
 from jaxprune._scores import gradient_preservation as gradient_preservation
 from jaxprune._scores import grasp as grasp

@@ -524,7 +524,24 @@ BAD_CALLS = {
     "normalize": (
         lambda: jp.drive(_loss, normalize="max"),
         ValueError,
-        "'sum', 'mean' or 'none'; got 'max'",
+        "'sum', 'mean', 'rank' or 'none'; got 'max'",
+    ),
+    "combine": (
+        lambda: jp.drive(_loss, combine="mean"),
+        ValueError,
+        "'sum' or 'product'; got 'mean'",
+    ),
+    "weights of nothing": (
+        lambda: jp.drive(_loss, weights=(0, 0, 0)),
+        ValueError,
+        r"weights.*not all 0; got \(0, 0, 0\)",
+    ),
+    "negative weights": (
+        lambda: jp.measures.drive(
+            jp.gradient_flow(_loss, order=1)(PARAMS, X), weights=(1, -1, 1)
+        ),
+        ValueError,
+        r"weights.*not negative.*got \(1, -1, 1\)",
     ),
     "synflow of integers": (
         lambda: jp.synflow(lambda p, x: jnp.argmax(x @ p["dense"]["kernel"], 1))(
