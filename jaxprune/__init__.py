@@ -27,6 +27,7 @@ from jaxprune._masks import n_m_mask as n_m_mask
 from jaxprune._prunable import by_path as by_path
 from jaxprune._prunable import divisible_by as divisible_by
 from jaxprune._prunable import matrices as matrices
+from jaxprune._sanity import shuffle_mask as shuffle_mask
 from jaxprune._schedules import exponential_schedule as exponential_schedule
 from jaxprune._schedules import hyperbolic_schedule as hyperbolic_schedule
 from jaxprune._scores import biased_loss as biased_loss

@@ -71,7 +71,9 @@ def k_starts(
     The masks are drawn from the key one after the other, and all but the best dropped:
     none is stored but the mask in use. A weight that is pruned already, or exactly 0
     in the parameters given, say by a link before this one, is the first to go in all of
-    them. (What such a link prunes in the same update is not seen yet.)
+    them. (What such a link prunes in the same update is not seen yet.) Inside
+    ``shard_map`` on sharded parameters every shard chooses for itself: pass
+    ``check_vma=False`` there, as ``fitness`` then differs from shard to shard.
 
     Args:
       key: a JAX random key. Its data is copied into the state, and that is what counts.

@@ -575,6 +575,16 @@ BAD_CALLS = {
         TypeError,
         r"dense/.*outside jit.*jp.sparsity\(mask, params\)",
     ),
+    "shuffling what is no mask": (
+        lambda: jp.shuffle_mask(KEY, PARAMS),
+        TypeError,
+        "dense/bias is float32.*a mask is bool",
+    ),
+    "shuffling nothing": (
+        lambda: jp.shuffle_mask(KEY, {"w": jnp.ones((0, 2), bool)}),
+        ValueError,
+        "mask has no leaves, or only empty ones",
+    ),
     "sparsity of nothing": (lambda: jp.sparsity({}), ValueError, "no leaves"),
     "keep_sparse without params": (
         lambda: jp.keep_sparse().update(PARAMS, STATE),

@@ -11,7 +11,7 @@ README = pathlib.Path(__file__).parent.parent / "README.md"
 
 def test_the_readmes_code_runs(capsys):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names = {}
     for block in blocks:
         with jax.numpy_rank_promotion("allow"):  # As a reader's session has it.
@@ -20,4 +20,8 @@ def test_the_readmes_code_runs(capsys):
     assert int(jnp.sum(names["mask"]["w1"])) > 0
     shapes = [aval.shape for aval in names["exported"].in_avals]
     assert (64, 8) in shapes and (8, 10) in shapes
+    kept = {n: int(jnp.sum(names["shuffled"][n])) for n in ("w1", "w2")}
+    assert kept == {n: int(jnp.sum(names["mask"][n])) for n in ("w1", "w2")}
+    assert sum(kept.values()) == 18944 - round(0.95 * 18944)
+    assert int(jnp.sum(names["ticket"]["w1"] != 0)) == kept["w1"]
     assert set(names["masks"]) == {"loss_preservation", "grasp"}

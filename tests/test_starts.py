@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
 from jaxprune import _dissipating, _k_starts
@@ -181,6 +183,26 @@ def test_grad_is_narrowed_inside_masked():
     np.testing.assert_allclose(found, evidence, rtol=1e-6)
     mask = jp.get_mask(state, PARAMS)
     assert kept(mask["kernel"]) == 6 and kept((mask["head"], mask["bias"])) == 9
+
+
+def test_under_shard_map_every_shard_chooses_for_itself():
+    mesh = jax.make_mesh((4,), ("x",))
+    params = {"w": jax.random.normal(KEY, (8, 6))}
+    params = jax.device_put(params, NamedSharding(mesh, P("x")))
+    tx = jp.k_starts(KEY, 3, 0.5, select_at=1)
+    specs = jax.tree.map(lambda x: P("x") if x.ndim == 2 else P(), tx.init(params))
+    step, _ = jitted(
+        jax.shard_map(
+            training_step(tx),
+            mesh=mesh,
+            in_specs=(P("x"), specs),
+            out_specs=(P("x"), specs),
+            check_vma=False,
+        )
+    )
+    _, state = step(params, tx.init(params))
+    mask = np.asarray(state.mask["w"])
+    assert (mask.reshape(4, 12).sum(axis=1) == 6).all()
 
 
 def test_each_lane_draws_by_its_own_key():
