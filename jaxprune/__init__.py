@@ -8,6 +8,9 @@ from jaxprune import structured as structured
 from jaxprune._allocation import erk as erk
 from jaxprune._cost import Cost as Cost
 from jaxprune._cost import cost as cost
+from jaxprune._dissipating import DissipatingState as DissipatingState
+from jaxprune._dissipating import dissipating as dissipating
+from jaxprune._drive import drive as drive
 from jaxprune._flow import Flow as Flow
 from jaxprune._flow import FlowRates as FlowRates
 from jaxprune._flow import flow_rates as flow_rates
@@ -15,6 +18,8 @@ from jaxprune._flow import gradient_flow as gradient_flow
 from jaxprune._flow import mean_flow as mean_flow
 from jaxprune._iterative import force_mask as force_mask
 from jaxprune._iterative import iterative_mask as iterative_mask
+from jaxprune._k_starts import KStartsState as KStartsState
+from jaxprune._k_starts import k_starts as k_starts
 from jaxprune._masks import apply_mask as apply_mask
 from jaxprune._masks import global_mask as global_mask
 from jaxprune._masks import layerwise_mask as layerwise_mask
@@ -22,10 +27,10 @@ from jaxprune._masks import n_m_mask as n_m_mask
 from jaxprune._prunable import by_path as by_path
 from jaxprune._prunable import divisible_by as divisible_by
 from jaxprune._prunable import matrices as matrices
+from jaxprune._sanity import shuffle_mask as shuffle_mask
 from jaxprune._schedules import exponential_schedule as exponential_schedule
 from jaxprune._schedules import hyperbolic_schedule as hyperbolic_schedule
 from jaxprune._scores import biased_loss as biased_loss
-from jaxprune._scores import drive as drive
 from jaxprune._scores import fisher as fisher
 from jaxprune._scores import gradient_preservation as gradient_preservation
 from jaxprune._scores import grasp as grasp

@@ -12,8 +12,7 @@ from jaxprune import _checks, measures
 from jaxprune._flow import gradient_flow
 from jaxprune._placement import placed_like
 from jaxprune._precision import widened
-from jaxprune._prunable import matrices
-from jaxprune._types import LossFn, Params, Prunable, Real, ScoreFn, Scores
+from jaxprune._types import LossFn, Params, ScoreFn, Scores
 
 
 def magnitude(params: Params, *_: Any) -> Scores:
@@ -108,7 +107,7 @@ def snip(loss_fn: LossFn, *, axis_name: Any = None) -> ScoreFn:
       Lee et al., `SNIP: Single-shot Network Pruning based on Connection Sensitivity
       <https://arxiv.org/abs/1810.02340>`_, ICLR 2019, Section 4.1.
     """
-    return _from_measure(measures.loss_preservation, loss_fn, 1, axis_name)
+    return from_measure(measures.loss_preservation, loss_fn, 1, axis_name)
 
 
 def biased_loss(loss_fn: LossFn, *, axis_name: Any = None) -> ScoreFn:
@@ -139,7 +138,7 @@ def biased_loss(loss_fn: LossFn, *, axis_name: Any = None) -> ScoreFn:
       Lubana & Dick, `A Gradient Flow Framework for Analyzing Network Pruning
       <https://arxiv.org/abs/2009.11839>`_, ICLR 2021.
     """
-    return _from_measure(measures.biased_loss, loss_fn, 1, axis_name)
+    return from_measure(measures.biased_loss, loss_fn, 1, axis_name)
 
 
 def grasp(loss_fn: LossFn, *, axis_name: Any = None) -> ScoreFn:
@@ -173,7 +172,7 @@ def grasp(loss_fn: LossFn, *, axis_name: Any = None) -> ScoreFn:
       Wang et al., `Picking Winning Tickets Before Training by Preserving Gradient Flow
       <https://arxiv.org/abs/2002.07376>`_, ICLR 2020, Section 4.
     """
-    return _from_measure(measures.grasp, loss_fn, 2, axis_name)
+    return from_measure(measures.grasp, loss_fn, 2, axis_name)
 
 
 def gradient_preservation(loss_fn: LossFn, *, axis_name: Any = None) -> ScoreFn:
@@ -205,7 +204,7 @@ def gradient_preservation(loss_fn: LossFn, *, axis_name: Any = None) -> ScoreFn:
       Lubana & Dick, `A Gradient Flow Framework for Analyzing Network Pruning
       <https://arxiv.org/abs/2009.11839>`_, ICLR 2021.
     """
-    return _from_measure(measures.gradient_preservation, loss_fn, 2, axis_name)
+    return from_measure(measures.gradient_preservation, loss_fn, 2, axis_name)
 
 
 def fisher(loss_fn: LossFn, *, axis_name: Any = None) -> ScoreFn:
@@ -238,58 +237,7 @@ def fisher(loss_fn: LossFn, *, axis_name: Any = None) -> ScoreFn:
       Theis et al., `Faster gaze prediction with dense networks and Fisher pruning
       <https://arxiv.org/abs/1801.05787>`_, 2018, Section 2.
     """
-    return _from_measure(measures.fisher, loss_fn, 1, axis_name)
-
-
-def drive(
-    loss_fn: LossFn,
-    *,
-    weights: tuple[Real, Real, Real] = (1, 1, 1),
-    normalize: str = "sum",
-    prunable: Prunable = matrices,
-    axis_name: Any = None,
-) -> ScoreFn:
-    r"""Builds the DRIVE score: size, sensitivity and distance from convergence.
-
-    .. math:: s_i = \alpha \frac{|\theta_i|}{Z_1} + \beta \frac{|\theta_i g_i|}{Z_2}
-                  + \gamma \frac{|g_i|}{Z_3}.
-
-    Meant for networks trained for a few epochs. Our reading; see `measures.drive`.
-
-    Args:
-      loss_fn: ``loss_fn(params, *batch) -> loss``, a scalar averaged over the batch.
-      weights: :math:`(\alpha, \beta, \gamma)`.
-      normalize: what each Z is over the prunable weights that are not 0: "sum", "mean",
-        or "none".
-      prunable: which leaves the normalisation counts.
-      axis_name: inside ``pmap`` or ``shard_map``, the axis to average gradients over.
-
-    Returns:
-      A score function ``score(params, *batch)``: non-negative scores like ``params``,
-      float32 or wider.
-
-    Raises:
-      ValueError: if ``normalize`` is none of the three.
-      TypeError: when called, if the loss is not a scalar or a leaf is not floating.
-
-    Example:
-      >>> import jax.numpy as jnp, jaxprune as jp
-      >>> score = jp.drive(lambda p: jnp.sum(p**2), normalize="none")
-      >>> score(jnp.array([[1.0, -2.0]]))  # |θ| + 2θ² + 2|θ|
-      Array([[ 5., 14.]], dtype=float32)
-
-    References:
-      Saikumar & Varghese, `DRIVE: Dual Gradient-Based Rapid Iterative Pruning
-      <https://arxiv.org/abs/2404.03687>`_, 2024.
-    """
-    measures.check_normalize(normalize)
-
-    def measure(flow: Any) -> Scores:
-        return measures.drive(
-            flow, weights=weights, normalize=normalize, prunable=prunable
-        )
-
-    return _from_measure(measure, loss_fn, 1, axis_name)
+    return from_measure(measures.fisher, loss_fn, 1, axis_name)
 
 
 def synflow(apply_fn: Callable[..., Any], *, dtype: Any = None) -> ScoreFn:
@@ -362,9 +310,10 @@ def synflow(apply_fn: Callable[..., Any], *, dtype: Any = None) -> ScoreFn:
     return score
 
 
-def _from_measure(
+def from_measure(
     measure: measures.Measure, loss_fn: LossFn, order: int, axis_name: Any
 ) -> ScoreFn:
+    """Builds a score function from a loss and a measure of its flow."""
     flow_fn = gradient_flow(loss_fn, order=order, axis_name=axis_name)
 
     def score(params: Params, *batch: Any) -> Scores:

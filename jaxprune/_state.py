@@ -26,10 +26,10 @@ def initial_mask(mask: Mask | None, params: Any) -> Any:
         return params
     if mask is None:
         return jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), params)
-    mask = _narrowed(mask, params)
+    mask = narrowed(mask, params)
     _checks.check_mask(mask, params)
     _checks.check_keeps_something(mask)
-    return jax.tree.map(_copied, mask, params)
+    return jax.tree.map(copied_like, mask, params)
 
 
 def get_mask(opt_state: Any, params: Params) -> Mask:
@@ -101,14 +101,14 @@ def set_mask(opt_state: Any, mask: Mask) -> Any:
     def written(node: Any) -> Any:
         if not _is_mask_state(node):
             return node
-        new = _narrowed(mask, node.mask)
+        new = narrowed(mask, node.mask)
         old_leaves, structure = jax.tree.flatten(node.mask)
         new = jax.tree.unflatten(structure, _matching_leaves(new, node.mask))
         _checks.check_mask(new, node.mask, "mask")
         new = jax.tree.unflatten(
             structure,
             [
-                _copied(leaf, old)
+                copied_like(leaf, old)
                 for leaf, old in zip(jax.tree.leaves(new), old_leaves, strict=True)
             ],
         )
@@ -152,7 +152,7 @@ def _is_masked_node(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
-def _narrowed(mask: Any, tree: Any) -> Any:
+def narrowed(mask: Any, tree: Any) -> Any:
     """Puts ``optax.MaskedNode`` into a mask wherever the tree has one."""
     nodes, structure = jax.tree.flatten(tree, is_leaf=_is_masked_node)
     if not any(map(_is_masked_node, nodes)):
@@ -211,7 +211,7 @@ def _matching_leaves(tree: Any, reference: Any) -> list[Any]:
     return leaves
 
 
-def _copied(mask: Any, leaf: Any) -> jax.Array:
+def copied_like(mask: Any, leaf: Any) -> jax.Array:
     """Copies a mask, so that donation spares the user's, to where ``leaf`` lies."""
     copy = placed_like(jnp.array(mask, copy=True), leaf)
     # While tracing, an Explicit mesh wants to be told; elsewhere the type says nothing.

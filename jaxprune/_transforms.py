@@ -12,7 +12,7 @@ from jaxprune._masks import apply_mask, global_mask
 from jaxprune._prunable import matrices
 from jaxprune._scores import magnitude
 from jaxprune._state import initial_mask
-from jaxprune._types import Mask, Params, Prunable, ScoreFn
+from jaxprune._types import Mask, Params, Prunable, ScoreFn, Scores
 
 
 class SparseState(NamedTuple):
@@ -214,9 +214,7 @@ def gradual(
             masked = apply_mask(given, mask)
             scores = score(masked)
             _checks.check_like(scores, given, "scores", "params")
-            scores = jax.tree.map(
-                lambda s, p: jnp.where(p != 0, s, -jnp.inf), scores, masked
-            )
+            scores = zeros_first(scores, masked)
             return global_mask(scores, target, prunable=prunable, prior=mask)
 
         mask = when_due(step % every == 0, pruned, state.mask)
@@ -230,6 +228,11 @@ def enforced(updates: Any, mask: Mask, params: Params) -> Any:
     return jax.tree.map(
         lambda u, m, p: jnp.where(m, u.astype(p.dtype), -p), updates, mask, params
     )
+
+
+def zeros_first(scores: Scores, params: Params) -> Scores:
+    """Has the weights that are exactly 0, and so removed already, go first."""
+    return jax.tree.map(lambda s, p: jnp.where(p != 0, s, -jnp.inf), scores, params)
 
 
 def incremented(step: jax.Array) -> jax.Array:

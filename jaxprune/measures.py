@@ -10,6 +10,7 @@ All are terms of one expansion. Removing the weight :math:`\theta_i` changes the
 Network Pruning <https://arxiv.org/abs/2009.11839>`_, ICLR 2021).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -81,6 +82,7 @@ def drive(
     *,
     weights: tuple[Real, Real, Real] = (1, 1, 1),
     normalize: str = "sum",
+    combine: str = "sum",
     prunable: Prunable = matrices,
 ) -> Scores:
     r"""Size, sensitivity and distance from convergence, in one score (DRIVE).
@@ -88,57 +90,103 @@ def drive(
     .. math:: s = \alpha \frac{|\theta|}{Z_1} + \beta \frac{|\theta g|}{Z_2}
                 + \gamma \frac{|g|}{Z_3}
 
-    Our reading of a paper of which only the abstract and summaries were at hand: the
-    weights, the sum and the normalisation are choices, and so arguments.
+    Our reading of a paper of which only the abstract and summaries were at hand. They
+    name the three terms; the weights, the normalisation and the sum are choices, and so
+    arguments. Without a normalisation the first term decides nearly alone.
 
     Args:
       flow: of order 1 or 2.
-      weights: :math:`(\alpha, \beta, \gamma)`.
+      weights: :math:`(\alpha, \beta, \gamma)`, not negative; 0 leaves a term out.
       normalize: what each Z is, over the prunable weights that are not exactly 0: their
         term's "sum" or "mean", or "none" for 1. A term that is 0 everywhere stays 0.
+        "rank" replaces a term by the share of those weights where it is no larger,
+        in [0, 1]: it sorts them, so it gathers sharded scores, and is for comparing.
+      combine: "sum", or "product" for :math:`\prod_k x_k^{w_k / \sum w}` of the
+        normalised terms x, the product as a mean: it ranks the same and underflows
+        less. Only "rank" changes the ranking there.
       prunable: which leaves the normalisation counts.
 
     References:
       Saikumar & Varghese, `DRIVE: Dual Gradient-Based Rapid Iterative Pruning
       <https://arxiv.org/abs/2404.03687>`_, 2024.
     """
-    check_normalize(normalize)
+    check_drive(weights, normalize, combine)
     flags = select_prunable(flow.params, prunable)
     survivors = [p != 0 for p in jax.tree.leaves(flow.params)]
 
-    def total(leaves: list[jax.Array]) -> jax.Array:
-        rows = zip(leaves, survivors, flags, strict=True)
-        sums = [jnp.sum(jnp.where(s, x, jnp.zeros_like(x))) for x, s, f in rows if f]
-        return sum(sums[1:], start=sums[0])
-
-    def term(tree: Any, weight: Real) -> Any:
-        leaves = jax.tree.leaves(tree)
+    def normalized(tree: Any) -> Any:
+        leaves, structure = jax.tree.flatten(tree)
+        rows = list(zip(leaves, survivors, flags, strict=True))
+        if normalize == "rank":
+            rank = _ranking([(x, s) for x, s, flag in rows if flag])
+            return structure.unflatten(rank(x) for x in leaves)
         if normalize == "none":
-            scale = jnp.ones_like(total(leaves))
-        else:
-            scale = total(leaves)
-            if normalize == "mean":
-                scale = scale / jnp.maximum(
-                    total([jnp.ones_like(x) for x in leaves]), 1
-                )
-        scale = jnp.where(scale > 0, weight / scale, jnp.zeros_like(scale))
-        return jax.tree.map(lambda x: scale.astype(x.dtype) * x, tree)
+            return tree
+        scale = sum(
+            jnp.sum(jnp.where(s, x, jnp.zeros_like(x))) for x, s, flag in rows if flag
+        )
+        if normalize == "mean":
+            size = sum(jnp.sum(s.astype(x.dtype)) for x, s, flag in rows if flag)
+            scale = scale / jnp.maximum(size, 1)
+        inverse = jnp.where(scale > 0, 1 / scale, jnp.zeros_like(scale))
+        return jax.tree.map(lambda x: inverse.astype(x.dtype) * x, tree)
 
     terms = (
-        term(magnitude(flow), weights[0]),
-        term(loss_preservation(flow), weights[1]),
-        term(jax.tree.map(jnp.abs, flow.gradient), weights[2]),
+        magnitude,
+        loss_preservation,
+        lambda flow: jax.tree.map(jnp.abs, flow.gradient),
     )
-    return jax.tree.map(lambda a, b, c: a + b + c, *terms)
+    weighed = [
+        (w, normalized(term(flow))) for w, term in zip(weights, terms, strict=True) if w
+    ]
+    total = sum(weights)
+
+    def combined(*xs: jax.Array) -> jax.Array:
+        pairs = zip([w for w, _ in weighed], xs, strict=True)
+        if combine == "product":
+            return functools.reduce(jnp.multiply, [x ** (w / total) for w, x in pairs])
+        return functools.reduce(jnp.add, [w * x for w, x in pairs])
+
+    return jax.tree.map(combined, *[tree for _, tree in weighed])
 
 
-def check_normalize(normalize: str) -> None:
-    """Raises unless `drive` knows the normalisation."""
-    if normalize not in ("sum", "mean", "none"):
+def check_drive(weights: tuple[Real, Real, Real], normalize: str, combine: str) -> None:
+    """Raises unless `drive` knows what it is asked for."""
+    if not all(w >= 0 for w in weights) or not any(weights):
         raise ValueError(
-            f"normalize is 'sum', 'mean' or 'none'; got {normalize!r}. Each term of "
-            "DRIVE is divided by that, over the prunable weights that are not 0."
+            "weights are those of |θ|, |θ g| and |g|, not negative and not all 0; got "
+            f"{weights}."
         )
+    if normalize not in ("sum", "mean", "rank", "none"):
+        raise ValueError(
+            f"normalize is 'sum', 'mean', 'rank' or 'none'; got {normalize!r}. Each "
+            "term of DRIVE is divided by that, over the prunable weights that are not "
+            "0, or replaced by its rank among them."
+        )
+    if combine not in ("sum", "product"):
+        raise ValueError(
+            f"combine is 'sum' or 'product'; got {combine!r}. It puts the terms of "
+            "DRIVE together."
+        )
+
+
+def _ranking(
+    rows: list[tuple[jax.Array, jax.Array]],
+) -> Callable[[jax.Array], jax.Array]:
+    """The distribution function of a term over (values, which of them take part)."""
+    dtype = jnp.result_type(*[x for x, _ in rows])
+    values = [jnp.where(s, x, jnp.inf).astype(dtype).ravel() for x, s in rows]
+    ordered = jnp.sort(jnp.concatenate(values))
+    size = functools.reduce(jnp.add, [jnp.sum(s, dtype=jnp.int32) for _, s in rows])
+
+    def rank(x: jax.Array) -> jax.Array:
+        below = jnp.searchsorted(ordered, x.astype(dtype).ravel(), side="right")
+        share = jnp.minimum(below, size).astype(x.dtype)
+        share = share / jnp.maximum(size, 1).astype(x.dtype)
+        # Hang the share on the leaf, or it would not lie where the leaf lies.
+        return jnp.where(x == x, share.reshape(x.shape), x)
+
+    return rank
 
 
 def _hessian_gradient(flow: Flow) -> Any:

@@ -17,7 +17,7 @@ MEASURES = {
     name: value
     for name, value in vars(measures).items()
     if inspect.isfunction(value) and value.__module__ == measures.__name__
-    if not name.startswith("_") and name != "check_normalize"
+    if not name.startswith("_") and name != "check_drive"
 }
 STRUCTURED = {
     name: value for name, value in vars(structured).items() if inspect.isfunction(value)
@@ -27,7 +27,7 @@ CONTRACT = """
     gradient_preservation fisher drive synflow matrices by_path divisible_by erk
     global_mask layerwise_mask n_m_mask iterative_mask force_mask hyperbolic_schedule
     exponential_schedule apply_mask sparsity summary get_mask set_mask keep_sparse
-    sparse gradual cost
+    sparse gradual k_starts dissipating shuffle_mask cost
 """.split()
 
 
@@ -71,6 +71,6 @@ def test_options_are_keyword_only_and_keys_are_called_key(name):
     for parameter in parameters:
         assert parameter.name not in ("rng", "seed", "density", "ratio")
         if parameter.default is not inspect.Parameter.empty:
-            first = name in ("keep_sparse", "sparse", "sparsity")
-            allowed = parameter.name in ("mask", "params") and first
+            first = name in ("keep_sparse", "sparse", "sparsity", "dissipating")
+            allowed = parameter.name in ("mask", "params", "sparsity") and first
             assert allowed or parameter.kind is inspect.Parameter.KEYWORD_ONLY

@@ -121,6 +121,12 @@ LINKS = {
     "keep_sparse": lambda tx, mask: optax.chain(tx, jp.keep_sparse(mask)),
     "sparse": lambda tx, mask: jp.sparse(tx, mask),
     "gradual": lambda tx, _: optax.chain(tx, jp.gradual(0.5, every=3)),
+    "k_starts": lambda tx, _: optax.chain(
+        tx, jp.k_starts(jax.random.key(0), 3, 0.5, select_at=3)
+    ),
+    "dissipating": lambda tx, _: optax.chain(
+        tx, jp.dissipating(0.5, every=3, until=None)
+    ),
 }
 each_container = pytest.mark.parametrize("name", CONTAINERS)
 each_link = pytest.mark.parametrize("link", LINKS.values(), ids=LINKS.keys())
@@ -235,7 +241,7 @@ def test_nnx_optimizer(link):
     chex.assert_trees_all_equal(jp.get_mask(optimizer.opt_state, params), other)
 
 
-@pytest.mark.parametrize("link", ["keep_sparse", "gradual"])
+@pytest.mark.parametrize("link", [name for name in LINKS if name != "sparse"])
 def test_nnx_optimizer_with_a_link_inside_masked(link):
     model = NnxNet(nnx.Rngs(0))
     mask = jp.global_mask(jp.magnitude(nnx.state(model, nnx.Param)), 0.5)

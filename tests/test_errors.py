@@ -18,6 +18,7 @@ TRUE = jax.tree.map(lambda p: jnp.ones_like(p, bool), PARAMS)
 SCORES = jp.magnitude(PARAMS)
 BIAS = {"bias": jnp.ones(3)}
 X = jnp.ones((2, 4))
+KEY = jax.random.key(0)
 nan = float("nan")
 
 
@@ -61,6 +62,8 @@ TAKES_SPARSITY = {
     ),
     "force_mask": lambda s: jp.force_mask(_loss, PARAMS, X, sparsity=s, rounds=2),
     "gradual": lambda s: jp.gradual(s),
+    "k_starts": lambda s: jp.k_starts(KEY, 2, s, select_at=1),
+    "dissipating": lambda s: jp.dissipating(s, every=2, until=None),
     "hyperbolic_schedule": lambda s: jp.hyperbolic_schedule(s, 3),
     "exponential_schedule": lambda s: jp.exponential_schedule(s, 3),
 }
@@ -82,7 +85,9 @@ def test_sparsity_that_is_no_number(call, sparsity):
     _expect(lambda: call(sparsity), (TypeError, ValueError), "sparsity.*number")
 
 
-@pytest.mark.parametrize("name", ["global_mask", "layerwise_mask", "gradual"])
+@pytest.mark.parametrize(
+    "name", ["global_mask", "layerwise_mask", "gradual", "k_starts", "dissipating"]
+)
 def test_sparsity_in_an_array_is_checked_too(name):
     call = TAKES_SPARSITY[name]
     _expect(lambda: call(jnp.array(1.5)), ValueError, r"\[0, 1\)", "got 1.5")
@@ -142,6 +147,8 @@ def test_one_emptied_leaf_is_legal():
 # Trees that cannot be pruned
 
 TAKES_TREE = {
+    "k_starts": lambda p: _updated(jp.k_starts(KEY, 2, 0.5, select_at=1), p),
+    "dissipating": lambda p: _updated(jp.dissipating(0.5, every=2, until=None), p),
     "magnitude": lambda p: jp.magnitude(p),
     "random": lambda p: jp.random(jax.random.key(0))(p),
     "snip": lambda p: jp.snip(_loss)(p, X),
@@ -177,6 +184,11 @@ def test_tree_without_leaves(call):
     _expect(lambda: call({}), ValueError, "no leaves")
 
 
+def _updated(tx, params):
+    """One update by the parameters themselves."""
+    return tx.update(params, tx.init(params), params)
+
+
 SELECTS = {
     "global_mask": lambda **k: jp.global_mask(BIAS, 0.5, **k),
     "layerwise_mask": lambda **k: jp.layerwise_mask(BIAS, 0.5, **k),
@@ -191,8 +203,13 @@ SELECTS = {
     "drive": lambda **k: jp.drive(lambda p: jnp.sum(p["bias"]), **k)(BIAS),
     "sparsity": lambda **k: jp.sparsity({"bias": jnp.ones(3, bool)}, BIAS, **k),
     "summary": lambda **k: jp.summary(BIAS, {"bias": jnp.ones(3, bool)}, **k),
-    "gradual": lambda **k: jp.gradual(0.5, **k).update(
-        BIAS, jp.gradual(0.5).init(BIAS), BIAS
+    "gradual": lambda **k: _updated(jp.gradual(0.5, **k), BIAS),
+    "k_starts": lambda **k: _updated(jp.k_starts(KEY, 2, 0.5, select_at=1, **k), BIAS),
+    "dissipating, sparsity": lambda **k: _updated(
+        jp.dissipating(0.5, every=2, until=None, **k), BIAS
+    ),
+    "dissipating, threshold": lambda **k: _updated(
+        jp.dissipating(threshold=0.1, every=2, until=None, **k), BIAS
     ),
 }
 each_selection = pytest.mark.parametrize("call", SELECTS.values(), ids=SELECTS.keys())
@@ -408,6 +425,68 @@ BAD_CALLS = {
         ValueError,
         "every must be a whole number of updates, at least 1; got 1.5",
     ),
+    "no masks to choose from": (
+        lambda: jp.k_starts(KEY, 0, 0.5, select_at=1),
+        ValueError,
+        "k must be a whole number of masks, at least 1; got 0",
+    ),
+    "select_at = 0": (
+        lambda: jp.k_starts(KEY, 2, 0.5, select_at=0),
+        ValueError,
+        "select_at must be a whole number of updates, at least 1; got 0",
+    ),
+    "fitness": (
+        lambda: jp.k_starts(KEY, 2, 0.5, select_at=1, fitness="loss"),
+        ValueError,
+        "'magnitude', 'gradient' or 'both'; got 'loss'",
+    ),
+    "sparsities of one leaf only": (
+        lambda: _updated(
+            jp.k_starts(KEY, 2, {"dense": {"kernel": 0.5}}, select_at=1), PARAMS
+        ),
+        ValueError,
+        "sparsity must be one number, or a tree.*structure",
+    ),
+    "k_starts, grad of another structure": (
+        lambda: jp.k_starts(KEY, 2, 0.5, select_at=1).update(
+            PARAMS,
+            jp.k_starts(KEY, 2, 0.5, select_at=1).init(PARAMS),
+            PARAMS,
+            grad=PARAMS["dense"],
+        ),
+        ValueError,
+        "grad must have the tree structure of params.*dense/bias",
+    ),
+    "neither sparsity nor threshold": (
+        lambda: jp.dissipating(every=2, until=None),
+        ValueError,
+        "either sparsity=.*or threshold=.*None and threshold=None",
+    ),
+    "both sparsity and threshold": (
+        lambda: jp.dissipating(0.5, threshold=0.1, every=2, until=None),
+        ValueError,
+        "either sparsity=.*or threshold=.*0.5 and threshold=0.1",
+    ),
+    "threshold < 0": (
+        lambda: jp.dissipating(threshold=-0.1, every=2, until=None),
+        ValueError,
+        "threshold.*at least 0; got -0.1",
+    ),
+    "threshold is NaN": (
+        lambda: jp.dissipating(threshold=nan, every=2, until=None),
+        ValueError,
+        "threshold.*at least 0; got nan",
+    ),
+    "a look before anything has moved": (
+        lambda: jp.dissipating(0.5, every=1, until=None),
+        ValueError,
+        "every must be a whole number of updates, at least 2; got 1",
+    ),
+    "until = 0": (
+        lambda: jp.dissipating(0.5, every=2, until=0),
+        ValueError,
+        "until must be a whole number of updates, at least 1; got 0",
+    ),
     "one-shot iterator": (
         lambda: jp.mean_flow(_loss, PARAMS, iter([X, X])),
         ValueError,
@@ -445,7 +524,24 @@ BAD_CALLS = {
     "normalize": (
         lambda: jp.drive(_loss, normalize="max"),
         ValueError,
-        "'sum', 'mean' or 'none'; got 'max'",
+        "'sum', 'mean', 'rank' or 'none'; got 'max'",
+    ),
+    "combine": (
+        lambda: jp.drive(_loss, combine="mean"),
+        ValueError,
+        "'sum' or 'product'; got 'mean'",
+    ),
+    "weights of nothing": (
+        lambda: jp.drive(_loss, weights=(0, 0, 0)),
+        ValueError,
+        r"weights.*not all 0; got \(0, 0, 0\)",
+    ),
+    "negative weights": (
+        lambda: jp.measures.drive(
+            jp.gradient_flow(_loss, order=1)(PARAMS, X), weights=(1, -1, 1)
+        ),
+        ValueError,
+        r"weights.*not negative.*got \(1, -1, 1\)",
     ),
     "synflow of integers": (
         lambda: jp.synflow(lambda p, x: jnp.argmax(x @ p["dense"]["kernel"], 1))(
@@ -479,11 +575,31 @@ BAD_CALLS = {
         TypeError,
         r"dense/.*outside jit.*jp.sparsity\(mask, params\)",
     ),
+    "shuffling what is no mask": (
+        lambda: jp.shuffle_mask(KEY, PARAMS),
+        TypeError,
+        "dense/bias is float32.*a mask is bool",
+    ),
+    "shuffling nothing": (
+        lambda: jp.shuffle_mask(KEY, {"w": jnp.ones((0, 2), bool)}),
+        ValueError,
+        "mask has no leaves, or only empty ones",
+    ),
     "sparsity of nothing": (lambda: jp.sparsity({}), ValueError, "no leaves"),
     "keep_sparse without params": (
         lambda: jp.keep_sparse().update(PARAMS, STATE),
         ValueError,
         r"keep_sparse needs.*tx.update\(grads, opt_state, params\)",
+    ),
+    "k_starts without params": (
+        lambda: jp.k_starts(KEY, 2, 0.5, select_at=1).update(PARAMS, STATE),
+        ValueError,
+        r"k_starts needs.*tx.update\(grads, opt_state, params\)",
+    ),
+    "dissipating without params": (
+        lambda: jp.dissipating(0.5, every=2, until=None).update(PARAMS, STATE),
+        ValueError,
+        r"dissipating needs.*tx.update\(grads, opt_state, params\)",
     ),
     "gradual without params": (
         lambda: jp.gradual(0.5).update(PARAMS, STATE),

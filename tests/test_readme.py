@@ -23,13 +23,17 @@ def run(page):
 
 def test_the_readmes_code_runs(capsys):
     count, names = run(ROOT / "README.md")
-    assert count == 4
+    assert count == 5
     assert "0.9" in capsys.readouterr().out
     assert int(jnp.sum(names["mask"]["w1"])) > 0
     assert [leaf.shape for leaf in jax.tree.leaves(names["small_state"])][-1] == (8, 10)
     masked = jp.apply_mask(names["state"], names["channels"])
     wanted = names["apply_fn"](masked, names["batch"][0])
     assert jnp.allclose(names["logits"], wanted, atol=1e-5)
+    kept = {n: int(jnp.sum(names["shuffled"][n])) for n in ("w1", "w2")}
+    assert kept == {n: int(jnp.sum(names["mask"][n])) for n in ("w1", "w2")}
+    assert sum(kept.values()) == 18944 - round(0.95 * 18944)
+    assert int(jnp.sum(names["ticket"]["w1"] != 0)) == kept["w1"]
     assert set(names["masks"]) == {"loss_preservation", "grasp"}
 
 

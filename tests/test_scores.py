@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
-from tests.helpers import normal
+from tests.helpers import normal, numpy_global_mask
 
 X = jax.random.normal(jax.random.key(7), (16, 8))
 Y = jax.random.normal(jax.random.key(8), (16, 4))
@@ -43,6 +43,9 @@ SCORES = {
     "gradient_preservation": jp.gradient_preservation(loss_fn),
     "fisher": jp.fisher(loss_fn),
     "drive": jp.drive(loss_fn),
+    "drive, mean": jp.drive(loss_fn, normalize="mean", weights=(1, 0, 2)),
+    "drive, rank": jp.drive(loss_fn, normalize="rank"),
+    "drive, product": jp.drive(loss_fn, combine="product"),
     "synflow": lambda p, x, y: jp.synflow(relu_fn)(p, x),
     "synflow, float64": lambda p, x, y: jp.synflow(relu_fn, dtype=jnp.float64)(p, x),
 }
@@ -194,25 +197,78 @@ def test_equals_its_formula_by_numerical_derivatives(name, reference):
         np.testing.assert_allclose(score, expected, rtol=2e-3, atol=2e-5, err_msg=k)
 
 
-@pytest.mark.parametrize("normalize", ["sum", "mean", "none"])
-def test_drive_is_its_three_terms(normalize, reference):
-    theta, g, _ = reference
-    pruned = {k: np.array(v) for k, v in theta.items()}
-    score = jp.drive(loss_fn, weights=(1, 2, 0.5), normalize=normalize)
-    scores = score(jax.tree.map(jnp.float32, pruned), X, Y)
-    reduce = {"sum": np.sum, "mean": np.mean, "none": lambda x: 1.0}[normalize]
+NORMALIZED = {
+    "sum": lambda x, pool: x / np.sum(pool),
+    "mean": lambda x, pool: x / np.mean(pool),
+    "rank": lambda x, pool: np.mean(x[..., None] >= pool, axis=-1),
+    "none": lambda x, pool: x,
+}
+
+
+def numpy_drive(theta, g, weights, normalize, combine):
+    """In float64, over the entries of "in" and "out" that are not 0."""
+    alive = np.concatenate([theta[k].ravel() != 0 for k in ("in", "out")])
     terms = [
         {k: np.abs(theta[k]) for k in theta},
         {k: np.abs(theta[k] * g[k]) for k in theta},
         {k: np.abs(g[k]) for k in theta},
     ]
-    prunable = ["in", "out"]
+    scores = {k: np.zeros if combine == "sum" else np.ones for k in theta}
+    scores = {k: make(theta[k].shape) for k, make in scores.items()}
+    for weight, term in zip(weights, terms, strict=True):
+        pool = np.concatenate([term[k].ravel() for k in ("in", "out")])[alive]
+        for k in theta:
+            x = NORMALIZED[normalize](term[k], pool)
+            if combine == "sum":
+                scores[k] = scores[k] + weight * x
+            else:
+                scores[k] = scores[k] * x ** (weight / sum(weights))
+    return scores
+
+
+@pytest.mark.parametrize("combine", ["sum", "product"])
+@pytest.mark.parametrize("weights", [(1, 2, 0.5), (0, 1, 1), (0, 0, 3)])
+@pytest.mark.parametrize("normalize", NORMALIZED)
+def test_drive_is_its_three_terms(normalize, weights, combine, reference):
+    theta, g, _ = reference
+    score = jp.drive(loss_fn, weights=weights, normalize=normalize, combine=combine)
+    scores = score(make_params(), X, Y)
+    if normalize == "rank":  # Differences of the loss would swap near neighbours.
+        gradient = jax.grad(loss_fn)(make_params(), X, Y)
+        for k in g:
+            np.testing.assert_allclose(gradient[k], g[k], rtol=2e-3, atol=1e-6)
+        theta, g = (
+            {k: np.asarray(v, np.float64) for k, v in tree.items()}
+            for tree in (make_params(), gradient)
+        )
+    expected = numpy_drive(theta, g, weights, normalize, combine)
+    # Two float32 products may round to a tie, or trade places: one rank in 192.
+    atol = 1.01 * sum(weights) / 192 if normalize == "rank" else 1e-6
     for k in theta:
-        expected = 0
-        for weight, term in zip((1, 2, 0.5), terms, strict=True):
-            scale = reduce(np.concatenate([term[p].ravel() for p in prunable]))
-            expected = expected + weight * term[k] / scale
-        np.testing.assert_allclose(scores[k], expected, rtol=2e-3, atol=1e-6)
+        np.testing.assert_allclose(scores[k], expected[k], rtol=2e-3, atol=atol)
+
+
+@pytest.mark.parametrize("combine", ["sum", "product"])
+@pytest.mark.parametrize("normalize", NORMALIZED)
+def test_drive_in_rounds_normalises_over_what_is_left(normalize, combine):
+    params, rounds = make_params(), 4
+    weights = (1, 1, 2)
+    score = jp.drive(loss_fn, weights=weights, normalize=normalize, combine=combine)
+    mask = {k: np.ones(p.shape, bool) for k, p in params.items()}
+    for r in range(1, rounds + 1):
+        masked = {k: np.where(mask[k], params[k], 0) for k in params}
+        g = jax.grad(loss_fn)({k: jnp.asarray(v) for k, v in masked.items()}, X, Y)
+        g = {k: np.asarray(v, np.float64) for k, v in g.items()}
+        masked = {k: np.asarray(v, np.float64) for k, v in masked.items()}
+        scores = numpy_drive(masked, g, weights, normalize, combine)
+        new = numpy_global_mask(
+            [scores[k] for k in ("in", "out")],
+            round((1 - 0.1 ** (r / rounds)) * 192),
+            [mask[k] for k in ("in", "out")],
+        )
+        mask |= dict(zip(("in", "out"), new, strict=True))
+    ours = jp.iterative_mask(score, params, X, Y, sparsity=0.9, rounds=rounds)
+    chex.assert_trees_all_equal(ours, mask)
 
 
 def test_drive_normalises_over_the_survivors():
@@ -222,8 +278,35 @@ def test_drive_normalises_over_the_survivors():
         None,
         None,
     )
-    scores = jp.measures.drive(flow, weights=(0, 0, 1))
-    np.testing.assert_allclose(scores["w"], [[0.25, 1.25, 0.75]])
+    for normalize, expected in {
+        "sum": [0.25, 1.25, 0.75],
+        "mean": [0.5, 2.5, 1.5],
+        "rank": [0.5, 1.0, 1.0],
+        "none": [1.0, 5.0, 3.0],
+    }.items():
+        scores = jp.measures.drive(flow, weights=(0, 0, 1), normalize=normalize)
+        np.testing.assert_allclose(scores["w"], [expected])
+
+
+@pytest.mark.parametrize("normalize", NORMALIZED)
+@pytest.mark.parametrize("combine", ["sum", "product"])
+def test_drive_hands_on_what_is_not_a_number(normalize, combine):
+    w = jnp.array([[1.0, 2.0, 3.0]])
+    bad = jp.Flow({"w": w}, {"w": w.at[0, 1].set(jnp.nan)}, None, None)
+    scores = jp.measures.drive(bad, normalize=normalize, combine=combine)["w"]
+    assert jnp.isnan(scores[0, 1])
+
+
+def test_drive_as_a_product_survives_terms_whose_product_would_not():
+    flow = jp.Flow(
+        {"w": jnp.array([[2e-10, 1e-10]])},
+        {"w": jnp.array([[1e-12, 1e-12]])},
+        None,
+        None,
+    )
+    scores = jp.measures.drive(flow, normalize="none", combine="product")["w"]
+    expected = np.cbrt([[4e-44, 1e-44]])  # In float32 both products are 0.
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
 
 def test_removing_the_least_snip_score_changes_the_loss_least_to_first_order():

@@ -44,6 +44,12 @@ PLACES = {
     "two links": lambda m: optax.chain(
         optax.adam(0.1), jp.keep_sparse(m), jp.gradual(0.5, every=100)
     ),
+    "three links": lambda m: optax.chain(
+        optax.adam(0.1),
+        jp.k_starts(jax.random.key(0), 2, 0.5, select_at=100),
+        jp.dissipating(threshold=0.1, every=100, until=None),
+        jp.keep_sparse(m),
+    ),
     "a named chain": lambda m: optax.named_chain(
         ("adam", optax.adam(0.1)), ("pruning", jp.keep_sparse(m))
     ),

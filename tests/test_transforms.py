@@ -33,13 +33,20 @@ STEPS = 20
 LR = 0.05
 
 # A new transform is one line here and inherits every test below: how it stands around
-# or behind an optimizer. `gradual` finds its own mask.
+# or behind an optimizer. Some find their own mask, and are sparse from update 4 on.
 LINKS = {
     "keep_sparse": lambda tx, mask: optax.chain(tx, jp.keep_sparse(mask)),
     "sparse": lambda tx, mask: jp.sparse(tx, mask),
     "gradual": lambda tx, _: optax.chain(tx, jp.gradual(0.5, every=4)),
+    "k_starts": lambda tx, _: optax.chain(
+        tx, jp.k_starts(jax.random.key(0), 3, 0.5, select_at=4)
+    ),
+    "dissipating": lambda tx, _: optax.chain(
+        tx, jp.dissipating(0.5, every=4, until=None)
+    ),
 }
-FIRST_DUE = {"keep_sparse": 1, "sparse": 1, "gradual": 4}  # From here on it is sparse.
+FINDS_ITS_MASK = ("gradual", "k_starts", "dissipating")
+FIRST_DUE = {name: 4 if name in FINDS_ITS_MASK else 1 for name in LINKS}
 each_link = pytest.mark.parametrize("link", LINKS.values(), ids=LINKS.keys())
 
 # Optimizers that take (updates, state, params) are found, not listed.
@@ -152,8 +159,8 @@ each_inner = pytest.mark.parametrize("inner", INNER.values(), ids=INNER.keys())
 @pytest.mark.parametrize("link", LINKS)
 def test_pruned_weights_are_exactly_zero_in_every_wrapper(link, wrapper, inner):
     tx = WRAPPERS[wrapper](lambda tx: LINKS[link](tx, MASK), inner)
-    # MultiSteps swallows calls, so start sparse; `gradual` starts dense by itself.
-    start = PARAMS if link == "gradual" else jp.apply_mask(PARAMS, MASK)
+    # MultiSteps swallows calls, so start sparse, unless the link starts dense itself.
+    start = PARAMS if link in FINDS_ITS_MASK else jp.apply_mask(PARAMS, MASK)
     state = tx.init(start)
     history = train(tx, start, STEPS, state)
     for params, new in history[2 * FIRST_DUE[link] - 1 :]:
@@ -328,7 +335,7 @@ def test_an_update_without_params_says_what_to_do(link):
 @each_inner
 @each_link
 def test_an_all_true_mask_changes_nothing(link, inner):
-    history = train(link(inner(0.05), None), PARAMS, 3)  # `gradual` is due at 4.
+    history = train(link(inner(0.05), None), PARAMS, 3)  # None is due before 4.
     for (params, _), (expected, _) in zip(
         history, train(inner(0.05), PARAMS, 3), strict=True
     ):
