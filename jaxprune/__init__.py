@@ -8,6 +8,10 @@ from jaxprune import structured as structured
 from jaxprune._allocation import erk as erk
 from jaxprune._cost import Cost as Cost
 from jaxprune._cost import cost as cost
+from jaxprune._dynamic import SetTrainingState as SetTrainingState
+from jaxprune._dynamic import granet as granet
+from jaxprune._dynamic import rigl as rigl
+from jaxprune._dynamic import set_training as set_training
 from jaxprune._flow import Flow as Flow
 from jaxprune._flow import FlowRates as FlowRates
 from jaxprune._flow import flow_rates as flow_rates

@@ -117,7 +117,7 @@ def layerwise_mask(
     counts = [
         _keep_count(s, leaf.size) for s, leaf in zip(sparsities, chosen, strict=True)
     ]
-    return _assemble(scores, flags, _layerwise(chosen, counts, eligible), prior)
+    return _assemble(scores, flags, best_of_each(chosen, counts, eligible), prior)
 
 
 def n_m_mask(
@@ -268,7 +268,7 @@ def _global(
     if not min_keep:
         return select(leaves, keep, eligible)
     allowed = eligible or [jnp.ones_like(leaf, dtype=bool) for leaf in leaves]
-    floor = _layerwise(leaves, [_wide.wide(min_keep)] * len(leaves), allowed)
+    floor = best_of_each(leaves, [_wide.wide(min_keep)] * len(leaves), allowed)
     rest = [a & ~f for a, f in zip(allowed, floor, strict=True)]
     room = _wide.saturating_subtract(keep, _counting.count_true(floor))
     others = select(leaves, room, rest)
@@ -276,9 +276,11 @@ def _global(
 
 
 @jax.jit
-def _layerwise(
+def best_of_each(
     leaves: list[jax.Array], keep: list[Wide], eligible: list[jax.Array] | None
 ) -> list[jax.Array]:
+    """Marks in each leaf as many of its largest entries as its count says."""
+
     def one(scores: jax.Array, keep: Wide, eligible: jax.Array | None) -> jax.Array:
         return select([scores], keep, None if eligible is None else [eligible])[0]
 

@@ -28,7 +28,7 @@ class SparseState(NamedTuple):
 
 
 class SparseWrapperState(NamedTuple):
-    """The state of `sparse`.
+    """The state of `sparse`, `rigl` and `granet`.
 
     Attributes:
       step: how many updates were made, int32.
@@ -132,9 +132,7 @@ def sparse(
         updates: Any, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[Any, SparseWrapperState]:
         params = require_params(params, "sparse")
-        updates = jax.tree.map(
-            lambda u, m: jnp.where(m, u, jnp.zeros_like(u)), updates, state.mask
-        )
+        updates = zeroed(updates, state.mask)
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
         step = incremented(state.step)
         return (
@@ -223,6 +221,11 @@ def gradual(
         return enforced(updates, mask, given), SparseState(step, mask)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def zeroed(updates: Any, mask: Mask) -> Any:
+    """Hides the gradients of pruned weights, a NaN among them too."""
+    return jax.tree.map(lambda u, m: jnp.where(m, u, jnp.zeros_like(u)), updates, mask)
 
 
 def enforced(updates: Any, mask: Mask, params: Params) -> Any:

@@ -121,6 +121,11 @@ LINKS = {
     "keep_sparse": lambda tx, mask: optax.chain(tx, jp.keep_sparse(mask)),
     "sparse": lambda tx, mask: jp.sparse(tx, mask),
     "gradual": lambda tx, _: optax.chain(tx, jp.gradual(0.5, every=3)),
+    "rigl": lambda tx, mask: jp.rigl(tx, mask, every=3, until=6),
+    "set_training": lambda tx, mask: jp.set_training(
+        tx, mask, key=jax.random.key(0), every=3, until=6
+    ),
+    "granet": lambda tx, _: jp.granet(tx, 0.5, every=3, until=6),
 }
 each_container = pytest.mark.parametrize("name", CONTAINERS)
 each_link = pytest.mark.parametrize("link", LINKS.values(), ids=LINKS.keys())

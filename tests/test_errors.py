@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 import jaxprune as jp
@@ -18,6 +19,8 @@ TRUE = jax.tree.map(lambda p: jnp.ones_like(p, bool), PARAMS)
 SCORES = jp.magnitude(PARAMS)
 BIAS = {"bias": jnp.ones(3)}
 X = jnp.ones((2, 4))
+SGD = optax.sgd(0.1)
+KEY = jax.random.key(0)
 nan = float("nan")
 
 
@@ -38,6 +41,10 @@ def _dense(tree, **leaves):
     """The tree with other leaves in its layer; None removes one."""
     layer = {**tree["dense"], **leaves}
     return {"dense": {k: v for k, v in layer.items() if v is not None}}
+
+
+def _rigl(inner=SGD, mask=None, **options):
+    return jp.rigl(inner, mask, **{"every": 2, "until": 4, **options})
 
 
 def _expect(call, error, *patterns):
@@ -61,6 +68,8 @@ TAKES_SPARSITY = {
     ),
     "force_mask": lambda s: jp.force_mask(_loss, PARAMS, X, sparsity=s, rounds=2),
     "gradual": lambda s: jp.gradual(s),
+    "granet": lambda s: jp.granet(SGD, s, every=2, until=4),
+    "drop_fraction": lambda s: _rigl(drop_fraction=s),
     "hyperbolic_schedule": lambda s: jp.hyperbolic_schedule(s, 3),
     "exponential_schedule": lambda s: jp.exponential_schedule(s, 3),
 }
@@ -79,10 +88,14 @@ def test_sparsity_out_of_range(call, sparsity):
 @pytest.mark.parametrize("sparsity", [None, "0.9", True, np.array([0.5, 0.5])])
 @each_taker
 def test_sparsity_that_is_no_number(call, sparsity):
-    _expect(lambda: call(sparsity), (TypeError, ValueError), "sparsity.*number")
+    _expect(
+        lambda: call(sparsity), (TypeError, ValueError), "(sparsity|fraction).*number"
+    )
 
 
-@pytest.mark.parametrize("name", ["global_mask", "layerwise_mask", "gradual"])
+@pytest.mark.parametrize(
+    "name", ["global_mask", "layerwise_mask", "gradual", "granet", "drop_fraction"]
+)
 def test_sparsity_in_an_array_is_checked_too(name):
     call = TAKES_SPARSITY[name]
     _expect(lambda: call(jnp.array(1.5)), ValueError, r"\[0, 1\)", "got 1.5")
@@ -95,6 +108,10 @@ TAKES_MASK = {
     "apply_mask": lambda m: jp.apply_mask(PARAMS, m),
     "keep_sparse": lambda m: jp.keep_sparse(m).init(PARAMS),
     "sparse": lambda m: jp.sparse(optax.sgd(0.1), m).init(PARAMS),
+    "rigl": lambda m: _rigl(mask=m).init(PARAMS),
+    "set_training": lambda m: jp.set_training(SGD, m, key=KEY, every=2, until=4).init(
+        PARAMS
+    ),
     "set_mask": lambda m: jp.set_mask(jp.keep_sparse().init(PARAMS), m),
     "global_mask, prior": lambda m: jp.global_mask(SCORES, 0.5, prior=m),
     "layerwise_mask, prior": lambda m: jp.layerwise_mask(SCORES, 0.5, prior=m),
@@ -123,7 +140,10 @@ def test_mask_of_another_dtype(call):
         _expect(lambda m=wrong: call(m), TypeError, f"dense/kernel.*{name}.*bool")
 
 
-@pytest.mark.parametrize("name", ["apply_mask", "keep_sparse", "sparse", "set_mask"])
+@pytest.mark.parametrize(
+    "name",
+    ["apply_mask", "keep_sparse", "sparse", "rigl", "set_training", "set_mask"],
+)
 def test_mask_that_keeps_nothing_is_of_the_wrong_polarity(name):
     # The biases are kept, as every mask builder keeps them: the matrices decide.
     mask = _dense(TRUE, kernel=jnp.zeros((4, 6), bool))
@@ -172,6 +192,20 @@ def test_leaf_that_is_not_floating(call):
     _expect(lambda: call(tree), TypeError, "dense/count.*int32.*floating")
 
 
+@pytest.mark.parametrize(
+    "tx",
+    [
+        _rigl(),
+        jp.set_training(SGD, None, key=KEY, every=2, until=4),
+        jp.granet(SGD, 0.5, every=2, until=4),
+    ],
+    ids=["rigl", "set_training", "granet"],
+)
+def test_parameter_that_is_not_floating(tx):
+    tree = _dense(PARAMS, count=jnp.zeros((), jnp.int32))
+    _expect(lambda: tx.init(tree), TypeError, "dense/count.*int32.*floating")
+
+
 @each_tree_taker
 def test_tree_without_leaves(call):
     _expect(lambda: call({}), ValueError, "no leaves")
@@ -193,6 +227,9 @@ SELECTS = {
     "summary": lambda **k: jp.summary(BIAS, {"bias": jnp.ones(3, bool)}, **k),
     "gradual": lambda **k: jp.gradual(0.5, **k).update(
         BIAS, jp.gradual(0.5).init(BIAS), BIAS
+    ),
+    "granet": lambda **k: jp.granet(SGD, 0.5, every=2, until=4, **k).update(
+        BIAS, jp.granet(SGD, 0.5, every=2, until=4).init(BIAS), BIAS
     ),
 }
 each_selection = pytest.mark.parametrize("call", SELECTS.values(), ids=SELECTS.keys())
@@ -407,6 +444,67 @@ BAD_CALLS = {
         lambda: jp.gradual(0.5, every=1.5),
         ValueError,
         "every must be a whole number of updates, at least 1; got 1.5",
+    ),
+    "a mask that moves on every update": (
+        lambda: _rigl(every=1),
+        ValueError,
+        "every must be a whole number of updates, at least 2; got 1",
+    ),
+    "granet, every = 1": (
+        lambda: jp.granet(SGD, 0.5, every=1, until=4),
+        ValueError,
+        "every.*at least 2; got 1",
+    ),
+    "set_training, until < 0": (
+        lambda: jp.set_training(SGD, None, key=KEY, every=2, until=-1),
+        ValueError,
+        "until must be a whole number of updates, at least 0; got -1",
+    ),
+    "a seed for a key": (
+        lambda: jp.set_training(SGD, None, key=0, every=2, until=4),
+        TypeError,
+        r"key must be a random key, jax.random.key\(0\); got 0",
+    ),
+    "several keys": (
+        lambda: jp.set_training(
+            SGD, None, key=jax.random.split(KEY, 3), every=2, until=4
+        ),
+        TypeError,
+        r"key must be a random key.*of shape \(3,\)",
+    ),
+    "factored moments": (
+        lambda: _rigl(optax.adafactor(0.1)).init(PARAMS),
+        ValueError,
+        r"jaxprune.rigl.*dense/bias of shape \(6,\) it has shape \(1,\)",
+        "adafactor.*jp.sparse",
+    ),
+    "one moment a leaf": (
+        lambda: jp.granet(optax.novograd(0.1), 0.5, every=2, until=4).init(PARAMS),
+        ValueError,
+        r"jaxprune.granet.*dense/bias of shape \(6,\) it has shape \(\)",
+        "novograd.*jp.sparse",
+    ),
+    "moments of rows and columns": (
+        lambda: _rigl(optax.sm3(0.1)).init(PARAMS),
+        ValueError,
+        "jaxprune.rigl.*laid out otherwise.*sm3.*jp.sparse",
+    ),
+    "moments of a projection": (
+        lambda: _rigl(optax.contrib.galore(0.1, rank=2)).init(PARAMS),
+        ValueError,
+        "jaxprune.rigl.*dense/.*galore.*jp.sparse",
+    ),
+    "moments in one vector": (
+        lambda: jp.set_training(
+            optax.flatten(optax.adam(0.1)), None, key=KEY, every=2, until=4
+        ).init(PARAMS),
+        ValueError,
+        "jaxprune.set_training.*laid out otherwise.*optax.flatten.*jp.sparse",
+    ),
+    "rigl without params": (
+        lambda: _rigl().update(PARAMS, _rigl().init(PARAMS)),
+        ValueError,
+        r"rigl needs.*tx.update\(grads, opt_state, params\)",
     ),
     "one-shot iterator": (
         lambda: jp.mean_flow(_loss, PARAMS, iter([X, X])),

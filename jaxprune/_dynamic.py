@@ -1,0 +1,369 @@
+"""Sparse training whose mask moves: drop the smallest weights, grow others."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune import _checks, _counting, _wide
+from jaxprune._due import when_due
+from jaxprune._masks import best_of_each, global_mask
+from jaxprune._prunable import matrices
+from jaxprune._regrown import check_resettable, fresh_where
+from jaxprune._scores import magnitude, random
+from jaxprune._state import initial_mask
+from jaxprune._transforms import (
+    SparseWrapperState,
+    enforced,
+    incremented,
+    require_params,
+    zeroed,
+)
+from jaxprune._types import Mask, Params, Prunable, Scores
+
+
+class SetTrainingState(NamedTuple):
+    """The state of `set_training`.
+
+    Attributes:
+      step: how many updates were made, int32.
+      mask: the mask in use, a tree of bool like the parameters.
+      inner_state: the state of the wrapped optimizer.
+      key: the random key that was given; update k draws from it folded with k.
+    """
+
+    step: jax.Array
+    mask: Mask
+    inner_state: Any
+    key: jax.Array
+
+
+def rigl(
+    inner: optax.GradientTransformation,
+    mask: Mask | None,
+    *,
+    every: int,
+    until: int | None,
+    drop_fraction: Any = 0.3,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Trains sparse, and moves weights to where the dense gradient is largest.
+
+    Update k = 1, 2, ... is due when ``k % every == 0`` and ``k <= until``. Then, leaf
+    by leaf, with n weights kept and f the drop fraction,
+
+    .. math:: d = \min(\operatorname{round}(f n), \text{number pruned})
+
+    kept weights of least :math:`|\theta|` are dropped, and of the weights pruned before
+    the d of largest :math:`|\partial L / \partial \theta|` are grown. So the count of
+    every leaf stays what it was, exactly, and a leaf that is kept whole stays whole. A
+    grown weight starts at exactly 0, with the optimizer state that ``inner.init`` gives
+    a 0; so do the state's entries of the dropped ones. Between due updates this is
+    `sparse`: the optimizer sees the gradients of kept weights only.
+
+    The dense gradient and the parameters are those that the update is given, as in the
+    paper, and are read when an update is due only. There the paper moves weights in
+    place of the gradient step; here the step is taken, and the weights moved after it.
+    The paper may grow what it has just dropped; here a dropped weight is gone until
+    the next due update.
+
+    Args:
+      inner: any optax transformation that keeps its state weight by weight.
+      mask: a tree of bool like the parameters, ``True`` = kept; copied into the state.
+        None starts from all True: for abstract initialisation, before a checkpoint is
+        restored or `set_mask` is called.
+      every: updates between mask updates, at least 2: a grown weight must train before
+        it is judged.
+      until: the last update that may move the mask; None is for ever. The paper stops
+        at three quarters of the training.
+      drop_fraction: fraction of a leaf's kept weights that move, in [0, 1): a number,
+        or an optax schedule of k. It counts as the real number that the float32 is.
+        The paper's is ``optax.cosine_decay_schedule(0.3, until)``.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs`` with a `SparseWrapperState`.
+
+    Raises:
+      ValueError: if ``every < 2``, ``until < 0`` or ``drop_fraction`` is a number
+        outside [0, 1); at init, if the mask does not match the parameters or keeps
+        nothing anywhere, or the optimizer's state is not like the parameters
+        (adafactor, novograd, sm3); at update, without ``params``.
+      TypeError: at init, if the mask is not bool or a parameter is not floating.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, jaxprune as jp
+      >>> params = {"w": jnp.array([[4.0, 0.1, 0.0, 0.0]])}
+      >>> mask = {"w": jnp.array([[True, True, False, False]])}
+      >>> tx = jp.rigl(optax.adam(0.1), mask, every=2, until=100, drop_fraction=0.5)
+      >>> state = tx.init(params)
+      >>> for _ in range(2):
+      ...     gradient = {"w": jnp.array([[1.0, 1.0, 2.0, -3.0]])}
+      ...     updates, state = tx.update(gradient, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> optax.tree.get(state, "mask")
+      {'w': Array([[ True, False, False,  True]], dtype=bool)}
+
+    References:
+      Evci et al., `Rigging the Lottery: Making All Tickets Winners
+      <https://arxiv.org/abs/1911.11134>`_, ICML 2020, Section 3 and Algorithm 1.
+    """
+    due = _due(every, until)
+    _check_drop_fraction(drop_fraction)
+
+    def moved(given: Any, state: SparseWrapperState, mask: Mask) -> Mask:
+        params, gradient, step = given
+        fraction = _at(drop_fraction, step)
+        return _exchanged(mask, mask, params, magnitude(gradient), fraction)
+
+    def init(params: Params, inner_state: Any) -> SparseWrapperState:
+        step = jnp.zeros([], jnp.int32)
+        return SparseWrapperState(step, initial_mask(mask, params), inner_state)
+
+    return _dynamic("rigl", inner, init, due, moved)
+
+
+def set_training(
+    inner: optax.GradientTransformation,
+    mask: Mask | None,
+    *,
+    key: jax.Array,
+    every: int,
+    until: int | None,
+    drop_fraction: Any = 0.3,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Trains sparse, and moves the smallest weights to places drawn at random.
+
+    SET, sparse evolutionary training: as `rigl`, but the weights grown on update k are
+    those of largest ``random(jax.random.fold_in(key, k))``, so no dense gradient is
+    needed. The paper drops the smallest positive and the largest negative weights in
+    equal shares; here, as in RigL's comparison, those of least :math:`|\theta|`.
+
+    Args:
+      inner: any optax transformation that keeps its state weight by weight.
+      mask: a tree of bool like the parameters, ``True`` = kept; copied into the state.
+        None starts from all True.
+      key: a JAX random key; copied into the state, so that seeds trained under ``vmap``
+        may each have their own.
+      every: updates between mask updates, at least 2.
+      until: the last update that may move the mask; None is for ever.
+      drop_fraction: fraction of a leaf's kept weights that move, in [0, 1): a number,
+        or an optax schedule of k.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs`` with a `SetTrainingState`.
+
+    Raises:
+      ValueError: as `rigl`.
+      TypeError: if ``key`` is not a random key; at init as `rigl`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, jaxprune as jp
+      >>> params = {"w": jnp.arange(8.0).reshape(2, 4)}
+      >>> mask = jp.layerwise_mask(jp.magnitude(params), 0.5)
+      >>> key = jax.random.key(0)
+      >>> tx = jp.set_training(optax.sgd(0.1), mask, key=key, every=2, until=100)
+      >>> state = tx.init(params)
+      >>> for _ in range(2):
+      ...     updates, state = tx.update({"w": jnp.ones((2, 4))}, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> int(jnp.sum(optax.tree.get(state, "mask")["w"]))
+      4
+
+    References:
+      Mocanu et al., `Scalable training of artificial neural networks with adaptive
+      sparse connectivity <https://arxiv.org/abs/1707.04780>`_, 2018, Algorithm 2.
+    """
+    due = _due(every, until)
+    _check_drop_fraction(drop_fraction)
+    _checks.check_key(key)
+
+    def moved(given: Any, state: SetTrainingState, mask: Mask) -> Mask:
+        params, _, step = given
+        scores = random(jax.random.fold_in(state.key, step))(params)
+        return _exchanged(mask, mask, params, scores, _at(drop_fraction, step))
+
+    def init(params: Params, inner_state: Any) -> SetTrainingState:
+        step, own = jnp.zeros([], jnp.int32), jnp.array(key, copy=True)
+        return SetTrainingState(step, initial_mask(mask, params), inner_state, own)
+
+    return _dynamic("set_training", inner, init, due, moved)
+
+
+def granet(
+    inner: optax.GradientTransformation,
+    sparsity: Any,
+    *,
+    every: int,
+    until: int | None,
+    drop_fraction: Any = 0.5,
+    prunable: Prunable = matrices,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Prunes while training, along a schedule, and regrows weights on the way.
+
+    As `rigl`, from a dense start: a due update k first prunes inside the mask, by
+    :math:`|\theta|` and one threshold for all leaves, to ``sparsity(k)``, as `gradual`
+    does. Then, leaf by leaf, ``round(drop_fraction(k) * kept)`` more are dropped, and
+    as many grown by :math:`|\partial L / \partial \theta|` among the weights that were
+    pruned before k; where these are fewer, as many as there are. So the prunable
+    weights that remain number what ``sparsity(k)`` says, exactly. A sparsity that falls
+    brings nothing back.
+
+    Args:
+      inner: any optax transformation that keeps its state weight by weight.
+      sparsity: fraction of prunable weights removed, in [0, 1): a number, or an optax
+        schedule of the update's number k. The paper's is ``optax.polynomial_schedule(0,
+        s, power=3, transition_steps=until)``. A traced one counts as in `gradual`.
+      every: updates between mask updates, at least 2.
+      until: the last update that may move the mask; None is for ever.
+      drop_fraction: fraction of a leaf's kept weights that move, in [0, 1): a number,
+        or an optax schedule of k. The paper's is ``optax.cosine_decay_schedule(0.5,
+        until, 0.01)``.
+      prunable: which leaves take part.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs`` with a `SparseWrapperState`.
+
+    Raises:
+      ValueError: if ``sparsity`` is a number outside [0, 1), and as `rigl`.
+      TypeError: at init, if a parameter is not floating.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, jaxprune as jp
+      >>> params = {"w": jnp.arange(1.0, 9.0).reshape(2, 4)}
+      >>> tx = jp.granet(optax.sgd(0.1), 0.5, every=2, until=100)
+      >>> state = tx.init(params)
+      >>> for _ in range(4):
+      ...     updates, state = tx.update({"w": jnp.ones((2, 4))}, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> optax.tree.get(state, "mask")
+      {'w': Array([[ True,  True, False, False],
+             [False, False,  True,  True]], dtype=bool)}
+
+    References:
+      Liu et al., `Sparse Training via Boosting Pruning Plasticity with
+      Neuroregeneration <https://arxiv.org/abs/2106.10404>`_, NeurIPS 2021, Section 4.
+    """
+    if not callable(sparsity):
+        _checks.check_sparsity(sparsity)
+    due = _due(every, until)
+    _check_drop_fraction(drop_fraction)
+
+    def moved(given: Any, state: SparseWrapperState, mask: Mask) -> Mask:
+        params, gradient, step = given
+        pruned = global_mask(
+            magnitude(params), _at(sparsity, step), prunable=prunable, prior=mask
+        )
+        fraction = _at(drop_fraction, step)
+        return _exchanged(mask, pruned, params, magnitude(gradient), fraction)
+
+    def init(params: Params, inner_state: Any) -> SparseWrapperState:
+        step = jnp.zeros([], jnp.int32)
+        return SparseWrapperState(step, initial_mask(None, params), inner_state)
+
+    return _dynamic("granet", inner, init, due, moved)
+
+
+def _dynamic(
+    name: str,
+    inner: optax.GradientTransformation,
+    init_state: Callable[[Params, Any], Any],
+    due: Callable[[jax.Array], jax.Array],
+    moved: Callable[[Any, Any, Mask], Mask],
+) -> optax.GradientTransformationExtraArgs:
+    """Wraps an optimizer as `sparse` does, around a mask that moves when it is due.
+
+    Args:
+      name: the transform's name, for errors.
+      inner: the optimizer.
+      init_state: the parameters and the optimizer's state to the wrapper's state.
+      due: tells of the update's number whether the mask moves.
+      moved: parameters, gradient and number, the state, and the mask to the new mask.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Params) -> Any:
+        if jax.tree.leaves(params):
+            _checks.check_floating(params, "params")
+            check_resettable(inner, params, name)
+        return init_state(params, inner.init(params))
+
+    def update(
+        updates: Any, state: Any, params: Params | None = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        params = require_params(params, name)
+        step = incremented(state.step)
+        # Off its step the mask is all that the loop touches: what it reads is in memory
+        # already, and what follows is elementwise.
+        given, before = (params, updates, step), state.mask
+        mask = when_due(due(step), lambda mask: moved(given, state, mask), before)
+        updates, inner_state = inner.update(
+            zeroed(updates, before), state.inner_state, params, **extra
+        )
+        changed = jax.tree.map(jnp.not_equal, mask, before)
+        inner_state = fresh_where(changed, inner_state, inner, params)
+        trained = jax.tree.map(jnp.logical_and, mask, before)
+        state = state._replace(step=step, mask=mask, inner_state=inner_state)
+        return enforced(updates, trained, params), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _exchanged(
+    before: Mask, mask: Mask, params: Params, growth: Scores, fraction: Any
+) -> Mask:
+    """Drops the smallest weights of each leaf's mask, and grows what was pruned before.
+
+    Args:
+      before: the mask in use; what it keeps cannot be grown.
+      mask: what may be kept on, inside ``before``.
+      params: those of least magnitude are dropped.
+      growth: those of largest score are grown.
+      fraction: of the kept weights that move.
+
+    Returns:
+      A mask that keeps as many weights of each leaf as ``mask`` does.
+    """
+    leaves, structure = jax.tree.flatten(mask)
+    taking = [i for i, leaf in enumerate(leaves) if leaf.size]
+
+    def parts(tree: Any) -> list[jax.Array]:
+        every = jax.tree.leaves(tree)
+        return [every[i] for i in taking]
+
+    kept, pruned = parts(mask), [~leaf for leaf in parts(before)]
+    numbers = [_counting.count_true([leaf]) for leaf in kept]
+    room = [_counting.count_true([leaf]) for leaf in pruned]
+    moving = [
+        _wide.minimum(_wide.scaled(fraction, number), free)
+        for number, free in zip(numbers, room, strict=True)
+    ]
+    staying = [
+        _wide.subtract(number, move)
+        for number, move in zip(numbers, moving, strict=True)
+    ]
+    stay = best_of_each(parts(magnitude(params)), staying, kept)
+    grown = best_of_each(parts(growth), moving, pruned)
+    for i, a, b in zip(taking, stay, grown, strict=True):
+        leaves[i] = a | b
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _due(every: int, until: int | None) -> Callable[[jax.Array], jax.Array]:
+    _checks.check_count(every, "every", "updates", least=2)
+    if until is None:
+        return lambda step: step % every == 0
+    _checks.check_count(until, "until", "updates", least=0)
+    return lambda step: (step % every == 0) & (step <= until)
+
+
+def _check_drop_fraction(drop_fraction: Any) -> None:
+    if not callable(drop_fraction):
+        _checks.check_fraction(
+            drop_fraction, "drop_fraction", "of a leaf's kept weights to move"
+        )
+
+
+def _at(value: Any, step: jax.Array) -> Any:
+    """A schedule's value at a step, or the number that it is."""
+    return value(step) if callable(value) else value
