@@ -58,15 +58,16 @@ def rigl(
     kept weights of least :math:`|\theta|` are dropped, and of the weights pruned before
     the d of largest :math:`|\partial L / \partial \theta|` are grown. So the count of
     every leaf stays what it was, exactly, and a leaf that is kept whole stays whole. A
-    grown weight starts at exactly 0, with the optimizer state that ``inner.init`` gives
-    a 0; so do the state's entries of the dropped ones. Between due updates this is
-    `sparse`: the optimizer sees the gradients of kept weights only.
+    grown weight starts at exactly 0, from the optimizer state that ``inner.init`` gives
+    a 0, with a gradient of 0; it trains from the next update on. For the rest this is
+    `sparse`: the optimizer sees the gradients of kept weights only, and on a due
+    update, of those kept before and after.
 
-    The dense gradient and the parameters are those that the update is given, as in the
-    paper, and are read when an update is due only. There the paper moves weights in
-    place of the gradient step; here the step is taken, and the weights moved after it.
-    The paper may grow what it has just dropped; here a dropped weight is gone until
-    the next due update.
+    Weights are judged by the parameters and the dense gradient that the update is
+    given, as in the paper, and these are read on due updates only. There the paper
+    moves weights in place of the optimizer's step; here the step is taken as well, by
+    the weights that stay. The paper may grow what it has just dropped; here that is
+    gone until the next due update.
 
     Args:
       inner: any optax transformation that keeps its state weight by weight.
@@ -111,7 +112,7 @@ def rigl(
     due = _due(every, until)
     _check_drop_fraction(drop_fraction)
 
-    def moved(given: Any, state: SparseWrapperState, mask: Mask) -> Mask:
+    def moved(given: Any, state: SparseWrapperState, mask: Mask) -> tuple[Mask, Mask]:
         params, gradient, step = given
         fraction = _at(drop_fraction, step)
         return _exchanged(mask, mask, params, magnitude(gradient), fraction)
@@ -178,7 +179,7 @@ def set_training(
     _check_drop_fraction(drop_fraction)
     _checks.check_key(key)
 
-    def moved(given: Any, state: SetTrainingState, mask: Mask) -> Mask:
+    def moved(given: Any, state: SetTrainingState, mask: Mask) -> tuple[Mask, Mask]:
         params, _, step = given
         scores = random(jax.random.fold_in(state.key, step))(params)
         return _exchanged(mask, mask, params, scores, _at(drop_fraction, step))
@@ -249,7 +250,7 @@ def granet(
     due = _due(every, until)
     _check_drop_fraction(drop_fraction)
 
-    def moved(given: Any, state: SparseWrapperState, mask: Mask) -> Mask:
+    def moved(given: Any, state: SparseWrapperState, mask: Mask) -> tuple[Mask, Mask]:
         params, gradient, step = given
         pruned = global_mask(
             magnitude(params), _at(sparsity, step), prunable=prunable, prior=mask
@@ -269,7 +270,7 @@ def _dynamic(
     inner: optax.GradientTransformation,
     init_state: Callable[[Params, Any], Any],
     due: Callable[[jax.Array], jax.Array],
-    moved: Callable[[Any, Any, Mask], Mask],
+    moved: Callable[[Any, Any, Mask], tuple[Mask, Mask]],
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer as `sparse` does, around a mask that moves when it is due.
 
@@ -278,7 +279,8 @@ def _dynamic(
       inner: the optimizer.
       init_state: the parameters and the optimizer's state to the wrapper's state.
       due: tells of the update's number whether the mask moves.
-      moved: parameters, gradient and number, the state, and the mask to the new mask.
+      moved: parameters, gradient and number, the state, and the mask in use to the new
+        mask and what is grown in it.
     """
     inner = optax.with_extra_args_support(inner)
 
@@ -293,16 +295,20 @@ def _dynamic(
     ) -> tuple[Any, Any]:
         params = require_params(params, name)
         step = incremented(state.step)
-        # Off its step the mask is all that the loop touches: what it reads is in memory
-        # already, and what follows is elementwise.
-        given, before = (params, updates, step), state.mask
-        mask = when_due(due(step), lambda mask: moved(given, state, mask), before)
-        updates, inner_state = inner.update(
-            zeroed(updates, before), state.inner_state, params, **extra
+        # On other updates the loop touches the two masks and nothing else: what it
+        # reads is in memory already, and what follows is elementwise. The state is
+        # reset ahead of the step, so that the step may still write it where it lies.
+        given = params, updates, step
+        mask, grown = when_due(
+            due(step),
+            lambda masks: moved(given, state, masks[0]),
+            (state.mask, jax.tree.map(jnp.zeros_like, state.mask)),
         )
-        changed = jax.tree.map(jnp.not_equal, mask, before)
-        inner_state = fresh_where(changed, inner_state, inner, params)
-        trained = jax.tree.map(jnp.logical_and, mask, before)
+        trained = jax.tree.map(lambda m, new: m & ~new, mask, grown)
+        inner_state = fresh_where(grown, state.inner_state, inner, params)
+        updates, inner_state = inner.update(
+            zeroed(updates, trained), inner_state, params, **extra
+        )
         state = state._replace(step=step, mask=mask, inner_state=inner_state)
         return enforced(updates, trained, params), state
 
@@ -311,7 +317,7 @@ def _dynamic(
 
 def _exchanged(
     before: Mask, mask: Mask, params: Params, growth: Scores, fraction: Any
-) -> Mask:
+) -> tuple[Mask, Mask]:
     """Drops the smallest weights of each leaf's mask, and grows what was pruned before.
 
     Args:
@@ -322,9 +328,11 @@ def _exchanged(
       fraction: of the kept weights that move.
 
     Returns:
-      A mask that keeps as many weights of each leaf as ``mask`` does.
+      A mask that keeps as many weights of each leaf as ``mask`` does, and what is grown
+      in it.
     """
     leaves, structure = jax.tree.flatten(mask)
+    new = [jnp.zeros_like(leaf) for leaf in leaves]
     taking = [i for i, leaf in enumerate(leaves) if leaf.size]
 
     def parts(tree: Any) -> list[jax.Array]:
@@ -344,9 +352,9 @@ def _exchanged(
     ]
     stay = best_of_each(parts(magnitude(params)), staying, kept)
     grown = best_of_each(parts(growth), moving, pruned)
-    for i, a, b in zip(taking, stay, grown, strict=True):
-        leaves[i] = a | b
-    return jax.tree.unflatten(structure, leaves)
+    for i, stays, grows in zip(taking, stay, grown, strict=True):
+        leaves[i], new[i] = stays | grows, grows
+    return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(structure, new)
 
 
 def _due(every: int, until: int | None) -> Callable[[jax.Array], jax.Array]:

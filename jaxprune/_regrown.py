@@ -1,4 +1,4 @@
-"""The optimizer state of weights that come and go, in any optax optimizer."""
+"""The optimizer state of weights that come back, in any optax optimizer."""
 
 from typing import Any
 
@@ -41,14 +41,14 @@ def check_resettable(
 
 
 def fresh_where(
-    changed: Any, state: Any, inner: optax.GradientTransformation, params: Any
+    grown: Any, state: Any, inner: optax.GradientTransformation, params: Any
 ) -> Any:
-    """Gives the parameter-like state of changed weights the value that it began with.
+    """Gives the parameter-like state of grown weights the value that it began with.
 
-    These weights stand at 0, so it is the value that ``inner.init`` gives for a 0.
+    They start at 0, so it is the value that ``inner.init`` gives a 0.
 
     Args:
-      changed: a tree of bool like ``params``.
+      grown: a tree of bool like ``params``.
       state: the state of ``inner``.
       inner: an optimizer that `check_resettable` lets pass.
       params: the parameters, for their shapes.
@@ -61,7 +61,7 @@ def fresh_where(
         inner,
         lambda value, flags: value if _is_masked_node(value) else flags,
         state,
-        changed,
+        grown,
         transform_non_params=lambda _: None,
         is_leaf=_is_masked_node,
     )

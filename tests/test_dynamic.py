@@ -72,10 +72,10 @@ def _reference(rule, params, mask, gradients, every, until, fraction):
                 stay = _best(np.abs(params[n]), number - moving, new[n])
                 new[n] = stay | _best(growth[n], moving, ~mask[n])
         for n in names:
-            trace[n] = 0.9 * trace[n] + np.where(mask[n], gradient[n], 0.0)
-            params[n] = np.where(mask[n], params[n] - 0.1 * trace[n], 0.0)
-            params[n] = np.where(new[n] & mask[n], params[n], 0.0)
-            trace[n] = np.where(new[n] == mask[n], trace[n], 0.0)
+            stayed = new[n] & mask[n]
+            trace[n] = np.where(new[n] & ~mask[n], 0.0, trace[n])
+            trace[n] = 0.9 * trace[n] + np.where(stayed, gradient[n], 0.0)
+            params[n] = np.where(stayed, params[n] - 0.1 * trace[n], 0.0)
         mask = new
         yield mask, params, trace
 
@@ -197,7 +197,7 @@ INNER = {
     "momentum": lambda: optax.sgd(0.05, momentum=0.9),
     "adamw": lambda: optax.adamw(0.05, weight_decay=0.1),
     "adagrad": lambda: optax.adagrad(0.05),  # Begins at 0.1.
-    "yogi": lambda: optax.yogi(0.05),
+    "yogi": lambda: optax.yogi(0.05),  # Begins at 1e-6, and decays from there.
     "rprop": lambda: optax.rprop(0.05),  # Begins at the learning rate.
     "dog": lambda: optax.contrib.dog(),  # Keeps the parameters that it began with.
     "prodigy": lambda: optax.contrib.prodigy(),
@@ -233,30 +233,38 @@ def _param_like(inner, tree):
 
 
 @pytest.mark.parametrize("name", INNER)
-def test_what_moves_gets_the_state_that_init_gives_and_the_rest_keeps_its_own(name):
+def test_what_grows_gets_the_state_that_init_gives_and_the_rest_steps_on(name):
     inner = INNER[name]()
-    start = jp.apply_mask(PARAMS, MASK)
     rigl = jp.rigl(inner, MASK, every=4, until=None, drop_fraction=0.5)
-    moving = train(rigl, start, 4)
-    staying = train(jp.sparse(inner, MASK), start, 4)
-    chex.assert_trees_all_close(moving[2], staying[2], rtol=1e-6)  # As yet the same.
-    (params, state), (_, expected) = moving[3], staying[3]
+    sparse = jp.sparse(inner, MASK)
+    start = jp.apply_mask(PARAMS, MASK)
+    history = train(rigl, start, 4)
+    (before, given), (params, state) = history[2:]
     mask = optax.tree.get(state, "mask")
-    fresh = inner.init(jax.tree.map(jnp.zeros_like, PARAMS))
-    triples = zip(
+    grown = {n: np.asarray(mask[n] & ~MASK[n]) for n in mask}
+    # The fourth step is a sparse one of the weights that stay.
+    stay = jax.tree.map(jnp.logical_and, mask, MASK)
+    other = jp.set_mask(sparse.init(start), stay)
+    other = other._replace(step=given.step, inner_state=given.inner_state)
+    expected_params, expected = train(sparse, before, 1, other)[-1]
+    chex.assert_trees_all_close(params, expected_params, rtol=1e-6)
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    fresh = inner.init(zeros)
+    if name == "yogi":
+        _, fresh = inner.update(zeros, fresh, zeros)
+    pairs = zip(
         _param_like(inner, state.inner_state),
-        jax.tree.leaves(fresh),
-        jax.tree.leaves(expected.inner_state),
+        _param_like(inner, fresh),
+        _param_like(inner, expected.inner_state),
         strict=True,
     )
-    for (of, value), new, old in triples:
-        moved = np.asarray(mask[of] != MASK[of] if of else np.zeros(value.shape, bool))
-        np.testing.assert_array_equal(value[moved], np.asarray(new)[moved])
-        np.testing.assert_allclose(value[~moved], np.asarray(old)[~moved], rtol=1e-6)
-    for of in ("kernel", "head", "bias"):
-        moved = np.asarray(mask[of] != MASK[of])
-        assert moved.any()
-        np.testing.assert_array_equal(params[of][moved], 0.0)  # Grown and dropped.
+    for (of, value), (_, begun), (_, stepped) in pairs:
+        new = grown[of] if of else np.zeros(value.shape, bool)
+        np.testing.assert_array_equal(value[new], begun[new])
+        np.testing.assert_allclose(value[~new], stepped[~new], rtol=1e-6)
+    for of in grown:
+        assert grown[of].any()
+        np.testing.assert_array_equal(params[of][~stay[of]], 0.0)  # Grown and dropped.
 
 
 @each_rule
