@@ -39,6 +39,7 @@ from jaxprune._scores import snip as snip
 from jaxprune._scores import synflow as synflow
 from jaxprune._state import get_mask as get_mask
 from jaxprune._state import set_mask as set_mask
+from jaxprune._straight_through import forward_sparse as forward_sparse
 from jaxprune._summary import Summary as Summary
 from jaxprune._summary import sparsity as sparsity
 from jaxprune._summary import summary as summary

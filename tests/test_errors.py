@@ -112,6 +112,10 @@ TAKES_MASK = {
     "set_training": lambda m: jp.set_training(SGD, m, key=KEY, every=2, until=4).init(
         PARAMS
     ),
+    "forward_sparse": lambda m: jp.forward_sparse(_loss, lambda _: m)(PARAMS, X),
+    "forward_sparse, backward": lambda m: jp.forward_sparse(
+        _loss, lambda _: TRUE, backward=lambda _: m
+    )(PARAMS, X),
     "set_mask": lambda m: jp.set_mask(jp.keep_sparse().init(PARAMS), m),
     "global_mask, prior": lambda m: jp.global_mask(SCORES, 0.5, prior=m),
     "layerwise_mask, prior": lambda m: jp.layerwise_mask(SCORES, 0.5, prior=m),
@@ -142,7 +146,15 @@ def test_mask_of_another_dtype(call):
 
 @pytest.mark.parametrize(
     "name",
-    ["apply_mask", "keep_sparse", "sparse", "rigl", "set_training", "set_mask"],
+    [
+        "apply_mask",
+        "keep_sparse",
+        "sparse",
+        "rigl",
+        "set_training",
+        "forward_sparse",
+        "set_mask",
+    ],
 )
 def test_mask_that_keeps_nothing_is_of_the_wrong_polarity(name):
     # The biases are kept, as every mask builder keeps them: the matrices decide.
@@ -500,6 +512,16 @@ BAD_CALLS = {
         ).init(PARAMS),
         ValueError,
         "jaxprune.set_training.*laid out otherwise.*optax.flatten.*jp.sparse",
+    ),
+    "decay < 0": (
+        lambda: jp.forward_sparse(_loss, jp.magnitude, decay=-0.1),
+        ValueError,
+        "decay must be a finite number, at least 0; got -0.1",
+    ),
+    "decay that is no number": (
+        lambda: jp.forward_sparse(_loss, jp.magnitude, decay="2e-4"),
+        TypeError,
+        "decay must be a number, at least 0; got '2e-4'",
     ),
     "rigl without params": (
         lambda: _rigl().update(PARAMS, _rigl().init(PARAMS)),

@@ -11,7 +11,7 @@ README = pathlib.Path(__file__).parent.parent / "README.md"
 
 def test_the_readmes_code_runs(capsys):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     names = {}
     for block in blocks:
         with jax.numpy_rank_promotion("allow"):  # As a reader's session has it.
