@@ -17,6 +17,7 @@ from jaxprune._flow import FlowRates as FlowRates
 from jaxprune._flow import flow_rates as flow_rates
 from jaxprune._flow import gradient_flow as gradient_flow
 from jaxprune._flow import mean_flow as mean_flow
+from jaxprune._gradual_n_m import gradual_n_m as gradual_n_m
 from jaxprune._iterative import force_mask as force_mask
 from jaxprune._iterative import iterative_mask as iterative_mask
 from jaxprune._masks import apply_mask as apply_mask

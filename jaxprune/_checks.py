@@ -166,6 +166,16 @@ def check_count(value: Any, name: str, unit: str, least: int = 1) -> None:
         )
 
 
+def check_group(n: Any, m: Any) -> None:
+    """Raises unless ``n`` of every ``m`` weights can be kept."""
+    check_count(n, "n", "weights kept in a group", least=0)
+    if not isinstance(n, Tracer) and n > m:
+        raise ValueError(
+            f"n of every m weights are kept, so n <= m; got n={n}, m={m}. For 2:4 pass "
+            "n=2, m=4."
+        )
+
+
 def check_no_nans(tree: Any, name: str) -> None:
     """Raises if a tree whose values are at hand holds a NaN."""
     leaves = jax.tree.leaves(tree)

@@ -122,7 +122,7 @@ def layerwise_mask(
 
 def n_m_mask(
     scores: Scores,
-    n: int,
+    n: Any,
     m: int,
     *,
     axis: int = -2,
@@ -135,7 +135,7 @@ def n_m_mask(
 
     Args:
       scores: a tree of floating arrays, larger = keep.
-      n: weights kept in every group, in [0, m].
+      n: weights kept in every group, in [0, m]; it may be traced.
       m: the size of a group, at least 1.
       axis: the axis cut into groups; -2 is the reduction axis of Flax kernels.
       prunable: which leaves take part; `divisible_by` leaves those that do not divide
@@ -156,12 +156,7 @@ def n_m_mask(
       Array([ True, False, False,  True], dtype=bool)
     """
     _checks.check_count(m, "m", "weights in a group")
-    _checks.check_count(n, "n", "weights kept in a group", least=0)
-    if n > m:
-        raise ValueError(
-            f"n_m_mask keeps n of every m weights, so n <= m; got n={n}, m={m}. For "
-            "2:4 pass n=2, m=4."
-        )
+    _checks.check_group(n, m)
     flags = _check_scores(scores, prunable, None)
     for path, leaf, flag in zip(
         _checks.leaf_paths(scores), jax.tree.leaves(scores), flags, strict=True
@@ -296,13 +291,13 @@ def best_of_each(
     return _counting.unstacked(masks, stacks)
 
 
-@jax.jit(static_argnums=(1, 2, 3))
-def _best_of_groups(scores: jax.Array, n: int, m: int, axis: int) -> jax.Array:
+@jax.jit(static_argnums=(2, 3))
+def _best_of_groups(scores: jax.Array, n: Any, m: int, axis: int) -> jax.Array:
     with precision_of(scores):
         return _best_by_rank(scores, n, m, axis % scores.ndim)
 
 
-def _best_by_rank(scores: jax.Array, n: int, m: int, axis: int) -> jax.Array:
+def _best_by_rank(scores: jax.Array, n: Any, m: int, axis: int) -> jax.Array:
     """Ranks each weight in its group by comparing it with the m - 1 others."""
     shape = (
         *scores.shape[:axis],

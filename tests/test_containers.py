@@ -121,6 +121,7 @@ LINKS = {
     "keep_sparse": lambda tx, mask: optax.chain(tx, jp.keep_sparse(mask)),
     "sparse": lambda tx, mask: jp.sparse(tx, mask),
     "gradual": lambda tx, _: optax.chain(tx, jp.gradual(0.5, every=3)),
+    "gradual_n_m": lambda tx, _: optax.chain(tx, jp.gradual_n_m(1, 2, every=3)),
     "rigl": lambda tx, mask: jp.rigl(tx, mask, every=3, until=6),
     "set_training": lambda tx, mask: jp.set_training(
         tx, mask, key=jax.random.key(0), every=3, until=6

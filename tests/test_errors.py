@@ -240,6 +240,9 @@ SELECTS = {
     "gradual": lambda **k: jp.gradual(0.5, **k).update(
         BIAS, jp.gradual(0.5).init(BIAS), BIAS
     ),
+    "gradual_n_m": lambda **k: jp.gradual_n_m(2, 4, **k).update(
+        BIAS, jp.gradual_n_m(2, 4).init(BIAS), BIAS
+    ),
     "granet": lambda **k: jp.granet(SGD, 0.5, every=2, until=4, **k).update(
         BIAS, jp.granet(SGD, 0.5, every=2, until=4).init(BIAS), BIAS
     ),
@@ -371,6 +374,18 @@ BAD_CALLS = {
     "n < 0": (lambda: jp.n_m_mask(SCORES, -1, 4), ValueError, "n must be.*-1"),
     "n is no count": (lambda: jp.n_m_mask(SCORES, 1.5, 4), ValueError, "n must.*1.5"),
     "m = 0": (lambda: jp.n_m_mask(SCORES, 0, 0), ValueError, "m must be.*at least 1"),
+    "gradual, n > m": (lambda: jp.gradual_n_m(5, 4), ValueError, "n=5, m=4"),
+    "gradual, m = 0": (lambda: jp.gradual_n_m(0, 0), ValueError, "m must be"),
+    "gradual, axis not divisible": (
+        lambda: jp.gradual_n_m(2, 4, axis=-1).update(PARAMS, STATE, PARAMS),
+        ValueError,
+        r"dense/kernel.*6 entries.*axis -1.*m=4.*jp.divisible_by\(4\)",
+    ),
+    "gradual_n_m without params": (
+        lambda: jp.gradual_n_m(2, 4).update(PARAMS, STATE),
+        ValueError,
+        r"gradual_n_m needs.*tx.update\(grads, opt_state, params\)",
+    ),
     "axis not divisible": (
         lambda: jp.n_m_mask(SCORES, 2, 4, axis=-1),
         ValueError,
