@@ -1,27 +1,25 @@
 """Sparse training whose mask moves: drop the smallest weights, grow others."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune import _checks, _counting, _wide
-from jaxprune._due import when_due
-from jaxprune._masks import best_of_each, global_mask
+from jaxprune import _checks
+from jaxprune._masks import global_mask
+from jaxprune._moving import (
+    check_drop_fraction,
+    due_updates,
+    exchanged,
+    moving,
+    value_at,
+)
 from jaxprune._prunable import matrices
-from jaxprune._regrown import check_resettable, fresh_where
 from jaxprune._scores import magnitude, random
 from jaxprune._state import initial_mask
-from jaxprune._transforms import (
-    SparseWrapperState,
-    enforced,
-    incremented,
-    require_params,
-    zeroed,
-)
-from jaxprune._types import Mask, Params, Prunable, Scores
+from jaxprune._transforms import SparseWrapperState
+from jaxprune._types import Mask, Params, Prunable
 
 
 class SetTrainingState(NamedTuple):
@@ -109,19 +107,19 @@ def rigl(
       Evci et al., `Rigging the Lottery: Making All Tickets Winners
       <https://arxiv.org/abs/1911.11134>`_, ICML 2020, Section 3 and Algorithm 1.
     """
-    due = _due(every, until)
-    _check_drop_fraction(drop_fraction)
+    due = due_updates(every, until)
+    check_drop_fraction(drop_fraction)
 
     def moved(given: Any, state: SparseWrapperState, mask: Mask) -> tuple[Mask, Mask]:
         params, gradient, step = given
-        fraction = _at(drop_fraction, step)
-        return _exchanged(mask, mask, params, magnitude(gradient), fraction)
+        fraction = value_at(drop_fraction, step)
+        return exchanged(mask, mask, params, magnitude(gradient), fraction)
 
     def init(params: Params, inner_state: Any) -> SparseWrapperState:
         step = jnp.zeros([], jnp.int32)
         return SparseWrapperState(step, initial_mask(mask, params), inner_state)
 
-    return _dynamic("rigl", inner, init, due, moved)
+    return moving("rigl", inner, init, due, moved)
 
 
 def set_training(
@@ -175,20 +173,20 @@ def set_training(
       Mocanu et al., `Scalable training of artificial neural networks with adaptive
       sparse connectivity <https://arxiv.org/abs/1707.04780>`_, 2018, Algorithm 2.
     """
-    due = _due(every, until)
-    _check_drop_fraction(drop_fraction)
+    due = due_updates(every, until)
+    check_drop_fraction(drop_fraction)
     _checks.check_key(key)
 
     def moved(given: Any, state: SetTrainingState, mask: Mask) -> tuple[Mask, Mask]:
         params, _, step = given
         scores = random(jax.random.fold_in(state.key, step))(params)
-        return _exchanged(mask, mask, params, scores, _at(drop_fraction, step))
+        return exchanged(mask, mask, params, scores, value_at(drop_fraction, step))
 
     def init(params: Params, inner_state: Any) -> SetTrainingState:
         step, own = jnp.zeros([], jnp.int32), jnp.array(key, copy=True)
         return SetTrainingState(step, initial_mask(mask, params), inner_state, own)
 
-    return _dynamic("set_training", inner, init, due, moved)
+    return moving("set_training", inner, init, due, moved)
 
 
 def granet(
@@ -247,131 +245,19 @@ def granet(
     """
     if not callable(sparsity):
         _checks.check_sparsity(sparsity)
-    due = _due(every, until)
-    _check_drop_fraction(drop_fraction)
+    due = due_updates(every, until)
+    check_drop_fraction(drop_fraction)
 
     def moved(given: Any, state: SparseWrapperState, mask: Mask) -> tuple[Mask, Mask]:
         params, gradient, step = given
         pruned = global_mask(
-            magnitude(params), _at(sparsity, step), prunable=prunable, prior=mask
+            magnitude(params), value_at(sparsity, step), prunable=prunable, prior=mask
         )
-        fraction = _at(drop_fraction, step)
-        return _exchanged(mask, pruned, params, magnitude(gradient), fraction)
+        fraction = value_at(drop_fraction, step)
+        return exchanged(mask, pruned, params, magnitude(gradient), fraction)
 
     def init(params: Params, inner_state: Any) -> SparseWrapperState:
         step = jnp.zeros([], jnp.int32)
         return SparseWrapperState(step, initial_mask(None, params), inner_state)
 
-    return _dynamic("granet", inner, init, due, moved)
-
-
-def _dynamic(
-    name: str,
-    inner: optax.GradientTransformation,
-    init_state: Callable[[Params, Any], Any],
-    due: Callable[[jax.Array], jax.Array],
-    moved: Callable[[Any, Any, Mask], tuple[Mask, Mask]],
-) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optimizer as `sparse` does, around a mask that moves when it is due.
-
-    Args:
-      name: the transform's name, for errors.
-      inner: the optimizer.
-      init_state: the parameters and the optimizer's state to the wrapper's state.
-      due: tells of the update's number whether the mask moves.
-      moved: parameters, gradient and number, the state, and the mask in use to the new
-        mask and what is grown in it.
-    """
-    inner = optax.with_extra_args_support(inner)
-
-    def init(params: Params) -> Any:
-        if jax.tree.leaves(params):
-            _checks.check_floating(params, "params")
-            check_resettable(inner, params, name)
-        return init_state(params, inner.init(params))
-
-    def update(
-        updates: Any, state: Any, params: Params | None = None, **extra: Any
-    ) -> tuple[Any, Any]:
-        params = require_params(params, name)
-        step = incremented(state.step)
-        # On other updates the loop touches the two masks and nothing else: what it
-        # reads is in memory already, and what follows is elementwise. The state is
-        # reset ahead of the step, so that the step may still write it where it lies.
-        given = params, updates, step
-        mask, grown = when_due(
-            due(step),
-            lambda masks: moved(given, state, masks[0]),
-            (state.mask, jax.tree.map(jnp.zeros_like, state.mask)),
-        )
-        trained = jax.tree.map(lambda m, new: m & ~new, mask, grown)
-        inner_state = fresh_where(grown, state.inner_state, inner, params)
-        updates, inner_state = inner.update(
-            zeroed(updates, trained), inner_state, params, **extra
-        )
-        state = state._replace(step=step, mask=mask, inner_state=inner_state)
-        return enforced(updates, trained, params), state
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _exchanged(
-    before: Mask, mask: Mask, params: Params, growth: Scores, fraction: Any
-) -> tuple[Mask, Mask]:
-    """Drops the smallest weights of each leaf's mask, and grows what was pruned before.
-
-    Args:
-      before: the mask in use; what it keeps cannot be grown.
-      mask: what may be kept on, inside ``before``.
-      params: those of least magnitude are dropped.
-      growth: those of largest score are grown.
-      fraction: of the kept weights that move.
-
-    Returns:
-      A mask that keeps as many weights of each leaf as ``mask`` does, and what is grown
-      in it.
-    """
-    leaves, structure = jax.tree.flatten(mask)
-    new = [jnp.zeros_like(leaf) for leaf in leaves]
-    taking = [i for i, leaf in enumerate(leaves) if leaf.size]
-
-    def parts(tree: Any) -> list[jax.Array]:
-        every = jax.tree.leaves(tree)
-        return [every[i] for i in taking]
-
-    kept, pruned = parts(mask), [~leaf for leaf in parts(before)]
-    numbers = [_counting.count_true([leaf]) for leaf in kept]
-    room = [_counting.count_true([leaf]) for leaf in pruned]
-    moving = [
-        _wide.minimum(_wide.scaled(fraction, number), free)
-        for number, free in zip(numbers, room, strict=True)
-    ]
-    staying = [
-        _wide.subtract(number, move)
-        for number, move in zip(numbers, moving, strict=True)
-    ]
-    stay = best_of_each(parts(magnitude(params)), staying, kept)
-    grown = best_of_each(parts(growth), moving, pruned)
-    for i, stays, grows in zip(taking, stay, grown, strict=True):
-        leaves[i], new[i] = stays | grows, grows
-    return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(structure, new)
-
-
-def _due(every: int, until: int | None) -> Callable[[jax.Array], jax.Array]:
-    _checks.check_count(every, "every", "updates", least=2)
-    if until is None:
-        return lambda step: step % every == 0
-    _checks.check_count(until, "until", "updates", least=0)
-    return lambda step: (step % every == 0) & (step <= until)
-
-
-def _check_drop_fraction(drop_fraction: Any) -> None:
-    if not callable(drop_fraction):
-        _checks.check_fraction(
-            drop_fraction, "drop_fraction", "of a leaf's kept weights to move"
-        )
-
-
-def _at(value: Any, step: jax.Array) -> Any:
-    """A schedule's value at a step, or the number that it is."""
-    return value(step) if callable(value) else value
+    return moving("granet", inner, init, due, moved)

@@ -7,6 +7,8 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
 from tests.helpers import (
@@ -371,3 +373,28 @@ def test_a_swapped_mask_is_the_one_that_moves_on():
     for n in mask:
         assert int(mask[n].sum()) == int(other[n].sum())
     assert_pruned_are_zero(params, mask)
+
+
+def test_under_shard_map_each_shard_keeps_its_own_count():
+    mesh = jax.make_mesh((4,), ("x",))
+    mask = {"w": jnp.arange(32).reshape(8, 4) % 3 == 0}
+    tx = jp.rigl(optax.adam(0.1), mask, every=2, until=None, drop_fraction=0.5)
+    layout = NamedSharding(mesh, P("x"))
+    params = jax.device_put(normal(4, w=(8, 4)), layout)
+    state = tx.init(params)
+    specs = jax.tree.map(lambda x: P("x") if x.ndim else P(), state)
+    parallel = jax.jit(
+        jax.shard_map(
+            training_step(tx),
+            mesh=mesh,
+            in_specs=(P("x"), specs),
+            out_specs=(P("x"), specs),
+        )
+    )
+    for _ in range(3):  # One move.
+        params, state = parallel(params, state)
+    after = np.asarray(optax.tree.get(state, "mask")["w"]).reshape(4, 8)
+    before = np.asarray(mask["w"]).reshape(4, 8)
+    np.testing.assert_array_equal(after.sum(axis=1), before.sum(axis=1))
+    assert np.all(np.any(after != before, axis=1))
+    assert_pruned_are_zero(params, optax.tree.get(state, "mask"))
