@@ -28,7 +28,7 @@ CONTRACT = """
     global_mask layerwise_mask n_m_mask iterative_mask force_mask hyperbolic_schedule
     exponential_schedule apply_mask sparsity summary get_mask set_mask keep_sparse
     sparse gradual rigl set_training granet cost forward_sparse
-    gradual_n_m
+    gradual_n_m prospr
 """.split()
 
 

@@ -182,6 +182,7 @@ TAKES_TREE = {
     "gradient_preservation": lambda p: jp.gradient_preservation(_loss)(p, X),
     "fisher": lambda p: jp.fisher(_loss)(p, X),
     "drive": lambda p: jp.drive(_loss)(p, X),
+    "prospr": lambda p: jp.prospr(_loss)(p, (X[None],), X),
     "synflow": lambda p: jp.synflow(lambda p, x: x @ p["dense"]["kernel"])(p, X),
     "gradient_flow": lambda p: jp.gradient_flow(_loss)(p, X),
     "mean_flow": lambda p: jp.mean_flow(_loss, p, [X]),
@@ -274,6 +275,7 @@ LOSS_BUILT = {
     "gradient_preservation": jp.gradient_preservation,
     "fisher": jp.fisher,
     "drive": jp.drive,
+    "prospr": lambda loss: lambda p, x: jp.prospr(loss)(p, (x[None],), x),
     "gradient_flow": jp.gradient_flow,
     "mean_flow": lambda loss: lambda p, x: jp.mean_flow(loss, p, [x]),
     "force_mask": lambda loss: (
