@@ -11,11 +11,16 @@ from jaxprune._cost import cost as cost
 from jaxprune._dissipating import DissipatingState as DissipatingState
 from jaxprune._dissipating import dissipating as dissipating
 from jaxprune._drive import drive as drive
+from jaxprune._dynamic import SetTrainingState as SetTrainingState
+from jaxprune._dynamic import granet as granet
+from jaxprune._dynamic import rigl as rigl
+from jaxprune._dynamic import set_training as set_training
 from jaxprune._flow import Flow as Flow
 from jaxprune._flow import FlowRates as FlowRates
 from jaxprune._flow import flow_rates as flow_rates
 from jaxprune._flow import gradient_flow as gradient_flow
 from jaxprune._flow import mean_flow as mean_flow
+from jaxprune._gradual_n_m import gradual_n_m as gradual_n_m
 from jaxprune._iterative import force_mask as force_mask
 from jaxprune._iterative import iterative_mask as iterative_mask
 from jaxprune._k_starts import KStartsState as KStartsState
@@ -24,6 +29,7 @@ from jaxprune._masks import apply_mask as apply_mask
 from jaxprune._masks import global_mask as global_mask
 from jaxprune._masks import layerwise_mask as layerwise_mask
 from jaxprune._masks import n_m_mask as n_m_mask
+from jaxprune._prospr import prospr as prospr
 from jaxprune._prunable import by_path as by_path
 from jaxprune._prunable import divisible_by as divisible_by
 from jaxprune._prunable import matrices as matrices
@@ -40,6 +46,7 @@ from jaxprune._scores import snip as snip
 from jaxprune._scores import synflow as synflow
 from jaxprune._state import get_mask as get_mask
 from jaxprune._state import set_mask as set_mask
+from jaxprune._straight_through import forward_sparse as forward_sparse
 from jaxprune._summary import Summary as Summary
 from jaxprune._summary import sparsity as sparsity
 from jaxprune._summary import summary as summary

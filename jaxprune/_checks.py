@@ -122,26 +122,37 @@ def is_python_number(value: Any) -> bool:
 
 def check_sparsity(value: Any, name: str = "sparsity") -> None:
     """Raises unless ``value`` is a scalar, and in [0, 1) if its value is at hand."""
+    check_fraction(value, name, "of prunable weights to remove")
+
+
+def check_fraction(value: Any, name: str, of: str) -> None:
+    """Raises unless ``value`` is a scalar, and in [0, 1) if its value is at hand."""
     if is_python_number(value):
         number = float(value)
     elif isinstance(value, jax.Array | np.ndarray) and value.ndim == 0:
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise TypeError(
-                f"{name} is {value.dtype}; pass the fraction of weights to remove, a "
-                "float in [0, 1)."
+                f"{name} is {value.dtype}; pass the fraction {of}, a float in [0, 1)."
             )
         number = float(value) if is_concrete(value) else 0.0
     else:
         given = np.shape(value) if hasattr(value, "shape") else repr(value)
         raise TypeError(
-            f"{name} must be a number in [0, 1), the fraction of prunable weights to "
-            f"remove; got {given}."
+            f"{name} must be a number in [0, 1), the fraction {of}; got {given}."
         )
     if not 0 <= number < 1:
         raise ValueError(
-            f"{name} is the fraction of prunable weights to remove, in [0, 1); got "
-            f"{number}. To remove 90 %, pass 0.9."
+            f"{name} is the fraction {of}, in [0, 1); got {number}. For 90 %, pass 0.9."
         )
+
+
+def check_key(key: Any) -> None:
+    """Raises unless ``key`` is one JAX random key, of the new kind or the old."""
+    dtype, shape = getattr(key, "dtype", None), np.shape(key)
+    new = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not (new and shape == ()) and not (dtype == jnp.uint32 and len(shape) == 1):
+        given = repr(key) if dtype is None else f"{dtype} of shape {shape}"
+        raise TypeError(f"key must be a random key, jax.random.key(0); got {given}.")
 
 
 def check_count(value: Any, name: str, unit: str, least: int = 1) -> None:
@@ -152,6 +163,16 @@ def check_count(value: Any, name: str, unit: str, least: int = 1) -> None:
     if not whole or int(value) != value or value < least:
         raise ValueError(
             f"{name} must be a whole number of {unit}, at least {least}; got {value!r}."
+        )
+
+
+def check_group(n: Any, m: Any) -> None:
+    """Raises unless ``n`` of every ``m`` weights can be kept."""
+    check_count(n, "n", "weights kept in a group", least=0)
+    if not isinstance(n, Tracer) and n > m:
+        raise ValueError(
+            f"n of every m weights are kept, so n <= m; got n={n}, m={m}. For 2:4 pass "
+            "n=2, m=4."
         )
 
 

@@ -90,7 +90,7 @@ def gradient_flow(
     _check_order(order)
 
     def flow_fn(params: Params, *batch: Any) -> Flow:
-        grad = _gradient_fn(loss_fn, batch, axis_name)
+        grad = gradient_fn(loss_fn, batch, axis_name)
         _checks.check_floating(params, "params")
         if order == 1:
             gradient, hessian_gradient = grad(params), None
@@ -223,7 +223,7 @@ def _check_order(order: int) -> None:
         raise ValueError(f"order is 1 (g) or 2 (g and Hg); got {order!r}.")
 
 
-def _gradient_fn(
+def gradient_fn(
     loss_fn: LossFn, batch: tuple[Any, ...], axis_name: Any
 ) -> Callable[[Params], Params]:
     """The gradient at params, in their dtype, averaged over ``axis_name`` if given."""
@@ -308,7 +308,7 @@ def _steps(loss_fn: LossFn) -> tuple[Any, Any]:
 def _make_steps(get_loss: Callable[[], Any]) -> tuple[Any, Any]:
     @jax.jit(donate_argnums=0)
     def first(total: Any, weight: jax.Array, params: Params, batch: Any) -> Any:
-        gradient = widened(_gradient_fn(get_loss(), (batch,), None)(params))
+        gradient = widened(gradient_fn(get_loss(), (batch,), None)(params))
         sums, squares = total
         return (
             jax.tree.map(lambda s, g: s + weight * g, sums, gradient),
@@ -320,7 +320,7 @@ def _make_steps(get_loss: Callable[[], Any]) -> tuple[Any, Any]:
         total: Any, weight: jax.Array, params: Params, tangent: Any, batch: Any
     ) -> Any:
         tangent = jax.tree.map(lambda t, p: t.astype(p.dtype), tangent, params)
-        grad = _gradient_fn(get_loss(), (batch,), None)
+        grad = gradient_fn(get_loss(), (batch,), None)
         _, hessian_gradient = jax.jvp(grad, (params,), (tangent,))
         return jax.tree.map(
             lambda s, h: s + weight * h, total, widened(hessian_gradient)

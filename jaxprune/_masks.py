@@ -117,12 +117,12 @@ def layerwise_mask(
     counts = [
         _keep_count(s, leaf.size) for s, leaf in zip(sparsities, chosen, strict=True)
     ]
-    return _assemble(scores, flags, select_layerwise(chosen, counts, eligible), prior)
+    return _assemble(scores, flags, best_of_each(chosen, counts, eligible), prior)
 
 
 def n_m_mask(
     scores: Scores,
-    n: int,
+    n: Any,
     m: int,
     *,
     axis: int = -2,
@@ -135,7 +135,7 @@ def n_m_mask(
 
     Args:
       scores: a tree of floating arrays, larger = keep.
-      n: weights kept in every group, in [0, m].
+      n: weights kept in every group, in [0, m]; it may be traced.
       m: the size of a group, at least 1.
       axis: the axis cut into groups; -2 is the reduction axis of Flax kernels.
       prunable: which leaves take part; `divisible_by` leaves those that do not divide
@@ -156,12 +156,7 @@ def n_m_mask(
       Array([ True, False, False,  True], dtype=bool)
     """
     _checks.check_count(m, "m", "weights in a group")
-    _checks.check_count(n, "n", "weights kept in a group", least=0)
-    if n > m:
-        raise ValueError(
-            f"n_m_mask keeps n of every m weights, so n <= m; got n={n}, m={m}. For "
-            "2:4 pass n=2, m=4."
-        )
+    _checks.check_group(n, m)
     flags = _check_scores(scores, prunable, None)
     for path, leaf, flag in zip(
         _checks.leaf_paths(scores), jax.tree.leaves(scores), flags, strict=True
@@ -268,7 +263,7 @@ def _global(
     if not min_keep:
         return select(leaves, keep, eligible)
     allowed = eligible or [jnp.ones_like(leaf, dtype=bool) for leaf in leaves]
-    floor = select_layerwise(leaves, [_wide.wide(min_keep)] * len(leaves), allowed)
+    floor = best_of_each(leaves, [_wide.wide(min_keep)] * len(leaves), allowed)
     rest = [a & ~f for a, f in zip(allowed, floor, strict=True)]
     room = _wide.saturating_subtract(keep, _counting.count_true(floor))
     others = select(leaves, room, rest)
@@ -276,9 +271,11 @@ def _global(
 
 
 @jax.jit
-def select_layerwise(
+def best_of_each(
     leaves: list[jax.Array], keep: list[Wide], eligible: list[jax.Array] | None
 ) -> list[jax.Array]:
+    """Marks in each leaf as many of its largest entries as its count says."""
+
     def one(scores: jax.Array, keep: Wide, eligible: jax.Array | None) -> jax.Array:
         return select([scores], keep, None if eligible is None else [eligible])[0]
 
@@ -294,13 +291,13 @@ def select_layerwise(
     return _counting.unstacked(masks, stacks)
 
 
-@jax.jit(static_argnums=(1, 2, 3))
-def _best_of_groups(scores: jax.Array, n: int, m: int, axis: int) -> jax.Array:
+@jax.jit(static_argnums=(2, 3))
+def _best_of_groups(scores: jax.Array, n: Any, m: int, axis: int) -> jax.Array:
     with precision_of(scores):
         return _best_by_rank(scores, n, m, axis % scores.ndim)
 
 
-def _best_by_rank(scores: jax.Array, n: int, m: int, axis: int) -> jax.Array:
+def _best_by_rank(scores: jax.Array, n: Any, m: int, axis: int) -> jax.Array:
     """Ranks each weight in its group by comparing it with the m - 1 others."""
     shape = (
         *scores.shape[:axis],

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _checks, _counting
-from jaxprune._masks import select_layerwise
+from jaxprune._masks import best_of_each
 from jaxprune._placement import placed_like
 from jaxprune._scores import random
 from jaxprune._types import Mask
@@ -57,7 +57,7 @@ def shuffle_mask(key: jax.Array, mask: Mask) -> Mask:
         )
     noise = random(key)([m.astype(jnp.float32) for m in filled])
     counts = [_counting.count_true([m]) for m in filled]
-    drawn = iter(select_layerwise(noise, counts, None))
+    drawn = iter(best_of_each(noise, counts, None))
     return structure.unflatten(
         placed_like(next(drawn), m) if m.size else m for m in leaves
     )

@@ -1,5 +1,6 @@
 """Sparse training as optax transformations: the mask lives in the optimizer state."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from jaxprune._types import Mask, Params, Prunable, ScoreFn, Scores
 
 
 class SparseState(NamedTuple):
-    """The state of `keep_sparse` and `gradual`.
+    """The state of `keep_sparse`, `gradual` and `gradual_n_m`.
 
     Attributes:
       step: how many updates were made, int32.
@@ -28,7 +29,7 @@ class SparseState(NamedTuple):
 
 
 class SparseWrapperState(NamedTuple):
-    """The state of `sparse`.
+    """The state of `sparse`, `rigl` and `granet`.
 
     Attributes:
       step: how many updates were made, int32.
@@ -132,9 +133,7 @@ def sparse(
         updates: Any, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[Any, SparseWrapperState]:
         params = require_params(params, "sparse")
-        updates = jax.tree.map(
-            lambda u, m: jnp.where(m, u, jnp.zeros_like(u)), updates, state.mask
-        )
+        updates = zeroed(updates, state.mask)
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
         step = incremented(state.step)
         return (
@@ -197,6 +196,28 @@ def gradual(
     """
     if not callable(sparsity):
         _checks.check_sparsity(sparsity)
+
+    def pruned(params: Params, mask: Mask, step: jax.Array) -> Mask:
+        target = sparsity(step) if callable(sparsity) else sparsity
+        masked = apply_mask(params, mask)
+        scores = score(masked)
+        _checks.check_like(scores, params, "scores", "params")
+        scores = zeros_first(scores, masked)
+        return global_mask(scores, target, prunable=prunable, prior=mask)
+
+    return pruning("gradual", every, pruned)
+
+
+def pruning(
+    name: str, every: int, pruned: Callable[[Params, Mask, jax.Array], Mask]
+) -> optax.GradientTransformationExtraArgs:
+    """A last link that starts dense and takes a new mask whenever it is due.
+
+    Args:
+      name: the transform's name, for errors.
+      every: updates between mask updates.
+      pruned: the parameters, the mask so far and the update's number to the new mask.
+    """
     _checks.check_count(every, "every", "updates")
 
     def init(params: Params) -> SparseState:
@@ -206,21 +227,19 @@ def gradual(
         updates: Any, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[Any, SparseState]:
         del extra
-        given = require_params(params, "gradual")
+        given = require_params(params, name)
         step = incremented(state.step)
-
-        def pruned(mask: Mask) -> Mask:
-            target = sparsity(step) if callable(sparsity) else sparsity
-            masked = apply_mask(given, mask)
-            scores = score(masked)
-            _checks.check_like(scores, given, "scores", "params")
-            scores = zeros_first(scores, masked)
-            return global_mask(scores, target, prunable=prunable, prior=mask)
-
-        mask = when_due(step % every == 0, pruned, state.mask)
+        mask = when_due(
+            step % every == 0, lambda mask: pruned(given, mask, step), state.mask
+        )
         return enforced(updates, mask, given), SparseState(step, mask)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def zeroed(updates: Any, mask: Mask) -> Any:
+    """Hides the gradients of pruned weights, a NaN among them too."""
+    return jax.tree.map(lambda u, m: jnp.where(m, u, jnp.zeros_like(u)), updates, mask)
 
 
 def enforced(updates: Any, mask: Mask, params: Params) -> Any:

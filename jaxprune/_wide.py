@@ -118,13 +118,17 @@ def divide(a: Wide, divisor: int) -> tuple[Wide, Any]:
     return Wide(high, low), rest
 
 
-def scaled(fraction: Any, size: int) -> Wide:
+def scaled(fraction: Any, size: int | Wide) -> Wide:
     """Rounds ``fraction * size`` half to even, exactly, for a float32 in [0, 1].
 
     The fraction is taken as the real number m / 2**q that it is, with m < 2**24, and
     multiplied by ``size`` < 2**62 in 16-bit limbs. Values outside [0, 1], which only a
     traced fraction can have, count as the nearer end; NaN counts as 0.
     """
+    if isinstance(size, int):
+        if not 0 <= size < 2**62:
+            raise ValueError(f"a tree of {size} weights is beyond 2**62.")
+        size = wide(size)
     fraction = jnp.asarray(fraction).astype(jnp.float32)
     fraction = jnp.where(fraction > 0, jnp.minimum(fraction, jnp.float32(1)), 0)
     bits = jax.lax.bitcast_convert_type(fraction.astype(jnp.float32), _U32)
@@ -151,15 +155,15 @@ def scaled(fraction: Any, size: int) -> Wide:
     return add(Wide(high, low), Wide(jnp.zeros_like(high), up.astype(_U32)))
 
 
-def _multiply(mantissa: Any, size: int) -> list[Any]:
-    """Multiplies a 24-bit number by a Python int < 2**64 into six 16-bit limbs."""
-    if not 0 <= size < 2**62:
-        raise ValueError(f"a tree of {size} weights is beyond 2**62.")
+def _multiply(mantissa: Any, size: Wide) -> list[Any]:
+    """Multiplies a 24-bit number by one of two words into six 16-bit limbs."""
     parts = [mantissa & 0xFFFF, mantissa >> 16]
+    words = size.low, size.high
+    digits = [half for word in words for half in (word & 0xFFFF, word >> 16)]
     limbs = [jnp.zeros_like(mantissa) for _ in range(6)]
     for i, part in enumerate(parts):
-        for j in range(4):
-            product = part * np.uint32((size >> (16 * j)) & 0xFFFF)
+        for j, digit in enumerate(digits):
+            product = part * digit
             limbs[i + j] = limbs[i + j] + (product & 0xFFFF)
             limbs[i + j + 1] = limbs[i + j + 1] + (product >> 16)
     for i in range(5):

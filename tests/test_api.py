@@ -28,6 +28,7 @@ CONTRACT = """
     global_mask layerwise_mask n_m_mask iterative_mask force_mask hyperbolic_schedule
     exponential_schedule apply_mask sparsity summary get_mask set_mask keep_sparse
     sparse gradual k_starts dissipating shuffle_mask cost
+    rigl set_training granet forward_sparse gradual_n_m prospr
 """.split()
 
 

@@ -127,6 +127,12 @@ LINKS = {
     "dissipating": lambda tx, _: optax.chain(
         tx, jp.dissipating(0.5, every=3, until=None)
     ),
+    "gradual_n_m": lambda tx, _: optax.chain(tx, jp.gradual_n_m(1, 2, every=3)),
+    "rigl": lambda tx, mask: jp.rigl(tx, mask, every=3, until=6),
+    "set_training": lambda tx, mask: jp.set_training(
+        tx, mask, key=jax.random.key(0), every=3, until=6
+    ),
+    "granet": lambda tx, _: jp.granet(tx, 0.5, every=3, until=6),
 }
 each_container = pytest.mark.parametrize("name", CONTAINERS)
 each_link = pytest.mark.parametrize("link", LINKS.values(), ids=LINKS.keys())

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 import jaxprune as jp
@@ -18,6 +19,7 @@ TRUE = jax.tree.map(lambda p: jnp.ones_like(p, bool), PARAMS)
 SCORES = jp.magnitude(PARAMS)
 BIAS = {"bias": jnp.ones(3)}
 X = jnp.ones((2, 4))
+SGD = optax.sgd(0.1)
 KEY = jax.random.key(0)
 nan = float("nan")
 
@@ -39,6 +41,10 @@ def _dense(tree, **leaves):
     """The tree with other leaves in its layer; None removes one."""
     layer = {**tree["dense"], **leaves}
     return {"dense": {k: v for k, v in layer.items() if v is not None}}
+
+
+def _rigl(inner=SGD, mask=None, **options):
+    return jp.rigl(inner, mask, **{"every": 2, "until": 4, **options})
 
 
 def _expect(call, error, *patterns):
@@ -64,6 +70,8 @@ TAKES_SPARSITY = {
     "gradual": lambda s: jp.gradual(s),
     "k_starts": lambda s: jp.k_starts(KEY, 2, s, select_at=1),
     "dissipating": lambda s: jp.dissipating(s, every=2, until=None),
+    "granet": lambda s: jp.granet(SGD, s, every=2, until=4),
+    "drop_fraction": lambda s: _rigl(drop_fraction=s),
     "hyperbolic_schedule": lambda s: jp.hyperbolic_schedule(s, 3),
     "exponential_schedule": lambda s: jp.exponential_schedule(s, 3),
 }
@@ -82,11 +90,22 @@ def test_sparsity_out_of_range(call, sparsity):
 @pytest.mark.parametrize("sparsity", [None, "0.9", True, np.array([0.5, 0.5])])
 @each_taker
 def test_sparsity_that_is_no_number(call, sparsity):
-    _expect(lambda: call(sparsity), (TypeError, ValueError), "sparsity.*number")
+    _expect(
+        lambda: call(sparsity), (TypeError, ValueError), "(sparsity|fraction).*number"
+    )
 
 
 @pytest.mark.parametrize(
-    "name", ["global_mask", "layerwise_mask", "gradual", "k_starts", "dissipating"]
+    "name",
+    [
+        "global_mask",
+        "layerwise_mask",
+        "gradual",
+        "k_starts",
+        "dissipating",
+        "granet",
+        "drop_fraction",
+    ],
 )
 def test_sparsity_in_an_array_is_checked_too(name):
     call = TAKES_SPARSITY[name]
@@ -100,6 +119,14 @@ TAKES_MASK = {
     "apply_mask": lambda m: jp.apply_mask(PARAMS, m),
     "keep_sparse": lambda m: jp.keep_sparse(m).init(PARAMS),
     "sparse": lambda m: jp.sparse(optax.sgd(0.1), m).init(PARAMS),
+    "rigl": lambda m: _rigl(mask=m).init(PARAMS),
+    "set_training": lambda m: jp.set_training(SGD, m, key=KEY, every=2, until=4).init(
+        PARAMS
+    ),
+    "forward_sparse": lambda m: jp.forward_sparse(_loss, lambda _: m)(PARAMS, X),
+    "forward_sparse, backward": lambda m: jp.forward_sparse(
+        _loss, lambda _: TRUE, backward=lambda _: m
+    )(PARAMS, X),
     "set_mask": lambda m: jp.set_mask(jp.keep_sparse().init(PARAMS), m),
     "global_mask, prior": lambda m: jp.global_mask(SCORES, 0.5, prior=m),
     "layerwise_mask, prior": lambda m: jp.layerwise_mask(SCORES, 0.5, prior=m),
@@ -128,7 +155,18 @@ def test_mask_of_another_dtype(call):
         _expect(lambda m=wrong: call(m), TypeError, f"dense/kernel.*{name}.*bool")
 
 
-@pytest.mark.parametrize("name", ["apply_mask", "keep_sparse", "sparse", "set_mask"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "apply_mask",
+        "keep_sparse",
+        "sparse",
+        "rigl",
+        "set_training",
+        "forward_sparse",
+        "set_mask",
+    ],
+)
 def test_mask_that_keeps_nothing_is_of_the_wrong_polarity(name):
     # The biases are kept, as every mask builder keeps them: the matrices decide.
     mask = _dense(TRUE, kernel=jnp.zeros((4, 6), bool))
@@ -157,6 +195,7 @@ TAKES_TREE = {
     "gradient_preservation": lambda p: jp.gradient_preservation(_loss)(p, X),
     "fisher": lambda p: jp.fisher(_loss)(p, X),
     "drive": lambda p: jp.drive(_loss)(p, X),
+    "prospr": lambda p: jp.prospr(_loss)(p, (X[None],), X),
     "synflow": lambda p: jp.synflow(lambda p, x: x @ p["dense"]["kernel"])(p, X),
     "gradient_flow": lambda p: jp.gradient_flow(_loss)(p, X),
     "mean_flow": lambda p: jp.mean_flow(_loss, p, [X]),
@@ -177,6 +216,20 @@ each_tree_taker = pytest.mark.parametrize(
 def test_leaf_that_is_not_floating(call):
     tree = _dense(PARAMS, count=jnp.zeros((), jnp.int32))
     _expect(lambda: call(tree), TypeError, "dense/count.*int32.*floating")
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        _rigl(),
+        jp.set_training(SGD, None, key=KEY, every=2, until=4),
+        jp.granet(SGD, 0.5, every=2, until=4),
+    ],
+    ids=["rigl", "set_training", "granet"],
+)
+def test_parameter_that_is_not_floating(tx):
+    tree = _dense(PARAMS, count=jnp.zeros((), jnp.int32))
+    _expect(lambda: tx.init(tree), TypeError, "dense/count.*int32.*floating")
 
 
 @each_tree_taker
@@ -211,6 +264,12 @@ SELECTS = {
     "dissipating, threshold": lambda **k: _updated(
         jp.dissipating(threshold=0.1, every=2, until=None, **k), BIAS
     ),
+    "gradual_n_m": lambda **k: jp.gradual_n_m(2, 4, **k).update(
+        BIAS, jp.gradual_n_m(2, 4).init(BIAS), BIAS
+    ),
+    "granet": lambda **k: jp.granet(SGD, 0.5, every=2, until=4, **k).update(
+        BIAS, jp.granet(SGD, 0.5, every=2, until=4).init(BIAS), BIAS
+    ),
 }
 each_selection = pytest.mark.parametrize("call", SELECTS.values(), ids=SELECTS.keys())
 
@@ -239,6 +298,7 @@ LOSS_BUILT = {
     "gradient_preservation": jp.gradient_preservation,
     "fisher": jp.fisher,
     "drive": jp.drive,
+    "prospr": lambda loss: lambda p, x: jp.prospr(loss)(p, (x[None],), x),
     "gradient_flow": jp.gradient_flow,
     "mean_flow": lambda loss: lambda p, x: jp.mean_flow(loss, p, [x]),
     "force_mask": lambda loss: (
@@ -339,6 +399,18 @@ BAD_CALLS = {
     "n < 0": (lambda: jp.n_m_mask(SCORES, -1, 4), ValueError, "n must be.*-1"),
     "n is no count": (lambda: jp.n_m_mask(SCORES, 1.5, 4), ValueError, "n must.*1.5"),
     "m = 0": (lambda: jp.n_m_mask(SCORES, 0, 0), ValueError, "m must be.*at least 1"),
+    "gradual, n > m": (lambda: jp.gradual_n_m(5, 4), ValueError, "n=5, m=4"),
+    "gradual, m = 0": (lambda: jp.gradual_n_m(0, 0), ValueError, "m must be"),
+    "gradual, axis not divisible": (
+        lambda: jp.gradual_n_m(2, 4, axis=-1).update(PARAMS, STATE, PARAMS),
+        ValueError,
+        r"dense/kernel.*6 entries.*axis -1.*m=4.*jp.divisible_by\(4\)",
+    ),
+    "gradual_n_m without params": (
+        lambda: jp.gradual_n_m(2, 4).update(PARAMS, STATE),
+        ValueError,
+        r"gradual_n_m needs.*tx.update\(grads, opt_state, params\)",
+    ),
     "axis not divisible": (
         lambda: jp.n_m_mask(SCORES, 2, 4, axis=-1),
         ValueError,
@@ -486,6 +558,77 @@ BAD_CALLS = {
         lambda: jp.dissipating(0.5, every=2, until=0),
         ValueError,
         "until must be a whole number of updates, at least 1; got 0",
+    ),
+    "a mask that moves on every update": (
+        lambda: _rigl(every=1),
+        ValueError,
+        "every must be a whole number of updates, at least 2; got 1",
+    ),
+    "granet, every = 1": (
+        lambda: jp.granet(SGD, 0.5, every=1, until=4),
+        ValueError,
+        "every.*at least 2; got 1",
+    ),
+    "set_training, until < 0": (
+        lambda: jp.set_training(SGD, None, key=KEY, every=2, until=-1),
+        ValueError,
+        "until must be a whole number of updates, at least 0; got -1",
+    ),
+    "a seed for a key": (
+        lambda: jp.set_training(SGD, None, key=0, every=2, until=4),
+        TypeError,
+        r"key must be a random key, jax.random.key\(0\); got 0",
+    ),
+    "several keys": (
+        lambda: jp.set_training(
+            SGD, None, key=jax.random.split(KEY, 3), every=2, until=4
+        ),
+        TypeError,
+        r"key must be a random key.*of shape \(3,\)",
+    ),
+    "factored moments": (
+        lambda: _rigl(optax.adafactor(0.1)).init(PARAMS),
+        ValueError,
+        r"jaxprune.rigl.*dense/bias of shape \(6,\) it has shape \(1,\)",
+        "adafactor.*jp.sparse",
+    ),
+    "one moment a leaf": (
+        lambda: jp.granet(optax.novograd(0.1), 0.5, every=2, until=4).init(PARAMS),
+        ValueError,
+        r"jaxprune.granet.*dense/bias of shape \(6,\) it has shape \(\)",
+        "novograd.*jp.sparse",
+    ),
+    "moments of rows and columns": (
+        lambda: _rigl(optax.sm3(0.1)).init(PARAMS),
+        ValueError,
+        "jaxprune.rigl.*laid out otherwise.*sm3.*jp.sparse",
+    ),
+    "moments of a projection": (
+        lambda: _rigl(optax.contrib.galore(0.1, rank=2)).init(PARAMS),
+        ValueError,
+        "jaxprune.rigl.*dense/.*galore.*jp.sparse",
+    ),
+    "moments in one vector": (
+        lambda: jp.set_training(
+            optax.flatten(optax.adam(0.1)), None, key=KEY, every=2, until=4
+        ).init(PARAMS),
+        ValueError,
+        "jaxprune.set_training.*laid out otherwise.*optax.flatten.*jp.sparse",
+    ),
+    "decay < 0": (
+        lambda: jp.forward_sparse(_loss, jp.magnitude, decay=-0.1),
+        ValueError,
+        "decay must be a finite number, at least 0; got -0.1",
+    ),
+    "decay that is no number": (
+        lambda: jp.forward_sparse(_loss, jp.magnitude, decay="2e-4"),
+        TypeError,
+        "decay must be a number, at least 0; got '2e-4'",
+    ),
+    "rigl without params": (
+        lambda: _rigl().update(PARAMS, _rigl().init(PARAMS)),
+        ValueError,
+        r"rigl needs.*tx.update\(grads, opt_state, params\)",
     ),
     "one-shot iterator": (
         lambda: jp.mean_flow(_loss, PARAMS, iter([X, X])),

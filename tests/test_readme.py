@@ -23,7 +23,7 @@ def run(page):
 
 def test_the_readmes_code_runs(capsys):
     count, names = run(ROOT / "README.md")
-    assert count == 5
+    assert count == 7
     assert "0.9" in capsys.readouterr().out
     assert int(jnp.sum(names["mask"]["w1"])) > 0
     assert [leaf.shape for leaf in jax.tree.leaves(names["small_state"])][-1] == (8, 10)
@@ -34,6 +34,7 @@ def test_the_readmes_code_runs(capsys):
     assert kept == {n: int(jnp.sum(names["mask"][n])) for n in ("w1", "w2")}
     assert sum(kept.values()) == 18944 - round(0.95 * 18944)
     assert int(jnp.sum(names["ticket"]["w1"] != 0)) == kept["w1"]
+    assert int(jnp.sum(~names["params"]["w1"].astype(bool))) > 64 * 128  # Sparse.
     assert set(names["masks"]) == {"loss_preservation", "grasp"}
 
 

@@ -28,6 +28,11 @@ def loss_fn(params, x, y):
     return jnp.mean((apply_fn(params, x) - y) ** 2)
 
 
+def _twice(*batch):
+    """The batch two times over, for the steps that a score takes by itself."""
+    return tuple(jnp.stack([b, b]) for b in batch)
+
+
 def make_params(dtype=jnp.float32, seed=0):
     shapes = {"in": (8, 16), "bias": (16,), "out": (16, 4)}
     return jax.tree.map(lambda p: (0.5 * p).astype(dtype), normal(seed, **shapes))
@@ -46,6 +51,7 @@ SCORES = {
     "drive, mean": jp.drive(loss_fn, normalize="mean", weights=(1, 0, 2)),
     "drive, rank": jp.drive(loss_fn, normalize="rank"),
     "drive, product": jp.drive(loss_fn, combine="product"),
+    "prospr": lambda p, x, y: jp.prospr(loss_fn)(p, _twice(x, y), x, y),
     "synflow": lambda p, x, y: jp.synflow(relu_fn)(p, x),
     "synflow, float64": lambda p, x, y: jp.synflow(relu_fn, dtype=jnp.float64)(p, x),
 }
@@ -419,3 +425,48 @@ def test_axis_name_gives_the_full_batch_scores(name):
     chex.assert_trees_all_close(
         jax.tree.map(lambda s: s[3], pmapped), full, rtol=1e-4, atol=1e-6
     )
+
+
+# prospr
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_prospr_of_a_quadratic_is_its_closed_form(steps):
+    # L = |B w - t|²/2, so each step is linear: dL/dw_0 = Π (1 - η BᵀB) g(w_M).
+    rng = np.random.default_rng(0)
+    factors, targets = (
+        rng.normal(size=(steps + 1, 6, 5)),
+        rng.normal(size=(steps + 1, 6)),
+    )
+    start, rate = rng.normal(size=5), 0.05
+    weights, transport = start, np.eye(5)
+    for factor, target in zip(factors[:steps], targets[:steps], strict=True):
+        weights = weights - rate * factor.T @ (factor @ weights - target)
+        transport = (np.eye(5) - rate * factor.T @ factor) @ transport
+    last = factors[steps].T @ (factors[steps] @ weights - targets[steps])
+    expected = np.abs(start * (transport.T @ last))
+
+    def loss(params, factor, target):
+        return jnp.sum((factor @ params["w"] - target) ** 2) / 2
+
+    factors, targets = jnp.float32(factors), jnp.float32(targets)
+    score = jax.jit(jp.prospr(loss, learning_rate=rate))
+    scores = score(
+        {"w": jnp.float32(start)},
+        (factors[:steps], targets[:steps]),
+        factors[steps],
+        targets[steps],
+    )
+    np.testing.assert_allclose(scores["w"], expected, rtol=1e-4, atol=1e-6)
+    if steps == 0:
+        snip = jp.snip(loss)({"w": jnp.float32(start)}, factors[0], targets[0])
+        np.testing.assert_allclose(scores["w"], snip["w"], rtol=1e-6)
+
+
+def test_prospr_differs_from_snip_and_keeps_one_step_in_memory():
+    params = make_params()
+    assert not np.allclose(
+        SCORES["prospr"](params, X, Y)["in"], SCORES["snip"](params, X, Y)["in"]
+    )
+    jaxpr = str(jax.make_jaxpr(jp.prospr(loss_fn))(params, _twice(X, Y), X, Y))
+    assert "checkpoint" in jaxpr or "remat" in jaxpr

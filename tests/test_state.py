@@ -35,6 +35,12 @@ LABELS = {"kernel": "a", "head": "b", "bias": "c"}
 PLACES = {
     "last in a chain": lambda m: optax.chain(optax.adam(0.1), jp.keep_sparse(m)),
     "around an optimizer": lambda m: jp.sparse(optax.adam(0.1), m),
+    "around an optimizer, moving": lambda m: jp.rigl(
+        optax.adam(0.1), m, every=100, until=None
+    ),
+    "beside a random key": lambda m: jp.set_training(
+        optax.adam(0.1), m, key=jax.random.PRNGKey(0), every=100, until=None
+    ),
     "sparse inside a chain": lambda m: optax.chain(
         optax.clip(1.0), jp.sparse(optax.adam(0.1), m), optax.scale(1.0)
     ),

@@ -49,11 +49,13 @@ def test_totals_pass_32_bits(shape, seed):
 )
 def test_a_float32_fraction_is_multiplied_exactly(size):
     scaled = jax.jit(_wide.scaled, static_argnums=1)
+    scaled_words = jax.jit(_wide.scaled)  # The size is traced as well.
     rng = np.random.default_rng(size % 2**32)
     corners = [0.0, 1.0, 0.5, 0.25, 2.0**-24, 1 - 2.0**-24, 1e-38, 1e-45]
     for fraction in np.float32([*corners, *rng.random(40), *rng.random(10) ** 20]):
         expected = round(Fraction(float(fraction)) * size)
         assert _wide.to_int(scaled(fraction, size)) == expected
+        assert _wide.to_int(scaled_words(fraction, _wide.wide(size))) == expected
 
 
 @pytest.mark.parametrize(

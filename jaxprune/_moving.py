@@ -1,0 +1,130 @@
+"""What masks that move have in common: the wrapper, and the exchange of weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune import _checks, _counting, _wide
+from jaxprune._due import when_due
+from jaxprune._masks import best_of_each
+from jaxprune._regrown import check_resettable, fresh_where
+from jaxprune._scores import magnitude
+from jaxprune._transforms import enforced, incremented, require_params, zeroed
+from jaxprune._types import Mask, Params, Scores
+
+
+def moving(
+    name: str,
+    inner: optax.GradientTransformation,
+    init_state: Callable[[Params, Any], Any],
+    due: Callable[[jax.Array], jax.Array],
+    moved: Callable[[Any, Any, Mask], tuple[Mask, Mask]],
+) -> optax.GradientTransformationExtraArgs:
+    """Wraps an optimizer as `sparse` does, around a mask that moves when it is due.
+
+    Args:
+      name: the transform's name, for errors.
+      inner: the optimizer.
+      init_state: the parameters and the optimizer's state to the wrapper's state.
+      due: tells of the update's number whether the mask moves.
+      moved: parameters, gradient and number, the state, and the mask in use to the new
+        mask and what is grown in it.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Params) -> Any:
+        if jax.tree.leaves(params):
+            _checks.check_floating(params, "params")
+            check_resettable(inner, params, name)
+        return init_state(params, inner.init(params))
+
+    def update(
+        updates: Any, state: Any, params: Params | None = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        params = require_params(params, name)
+        step = incremented(state.step)
+        # On other updates the loop touches the two masks and nothing else: what it
+        # reads is in memory already, and what follows is elementwise. The state is
+        # reset ahead of the step, so that the step may still write it where it lies.
+        given = params, updates, step
+        mask, grown = when_due(
+            due(step),
+            lambda masks: moved(given, state, masks[0]),
+            (state.mask, jax.tree.map(jnp.zeros_like, state.mask)),
+        )
+        trained = jax.tree.map(lambda m, new: m & ~new, mask, grown)
+        inner_state = fresh_where(grown, state.inner_state, inner, params)
+        updates, inner_state = inner.update(
+            zeroed(updates, trained), inner_state, params, **extra
+        )
+        state = state._replace(step=step, mask=mask, inner_state=inner_state)
+        return enforced(updates, trained, params), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def exchanged(
+    before: Mask, mask: Mask, params: Params, growth: Scores, fraction: Any
+) -> tuple[Mask, Mask]:
+    """Drops the smallest weights of each leaf's mask, and grows what was pruned before.
+
+    Args:
+      before: the mask in use; what it keeps cannot be grown.
+      mask: what may be kept on, inside ``before``.
+      params: those of least magnitude are dropped.
+      growth: those of largest score are grown.
+      fraction: of the kept weights that move.
+
+    Returns:
+      A mask that keeps as many weights of each leaf as ``mask`` does, and what is grown
+      in it.
+    """
+    leaves, structure = jax.tree.flatten(mask)
+    new = [jnp.zeros_like(leaf) for leaf in leaves]
+    taking = [i for i, leaf in enumerate(leaves) if leaf.size]
+
+    def parts(tree: Any) -> list[jax.Array]:
+        every = jax.tree.leaves(tree)
+        return [every[i] for i in taking]
+
+    kept, pruned = parts(mask), [~leaf for leaf in parts(before)]
+    numbers = [_counting.count_true([leaf]) for leaf in kept]
+    room = [_counting.count_true([leaf]) for leaf in pruned]
+    swapped = [
+        _wide.minimum(_wide.scaled(fraction, number), free)
+        for number, free in zip(numbers, room, strict=True)
+    ]
+    staying = [
+        _wide.subtract(number, move)
+        for number, move in zip(numbers, swapped, strict=True)
+    ]
+    stay = best_of_each(parts(magnitude(params)), staying, kept)
+    grown = best_of_each(parts(growth), swapped, pruned)
+    for i, stays, grows in zip(taking, stay, grown, strict=True):
+        leaves[i], new[i] = stays | grows, grows
+    return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(structure, new)
+
+
+def due_updates(every: int, until: int | None) -> Callable[[jax.Array], jax.Array]:
+    """Tells of an update's number whether the mask moves on it."""
+    _checks.check_count(every, "every", "updates", least=2)
+    if until is None:
+        return lambda step: step % every == 0
+    _checks.check_count(until, "until", "updates", least=0)
+    return lambda step: (step % every == 0) & (step <= until)
+
+
+def check_drop_fraction(drop_fraction: Any) -> None:
+    """Raises unless it is a schedule, or a number in [0, 1)."""
+    if not callable(drop_fraction):
+        _checks.check_fraction(
+            drop_fraction, "drop_fraction", "of a leaf's kept weights to move"
+        )
+
+
+def value_at(value: Any, step: jax.Array) -> Any:
+    """A schedule's value at a step, or the number that it is."""
+    return value(step) if callable(value) else value
