@@ -13,8 +13,19 @@ Method = Literal[
     "biased_loss",
     "gradient_preservation",
     "gradual",
+    "trained_magnitude",
+    "drive",
+    "imp",
+    "k_starts",
+    "dissipating",
+    "k_starts_dissipating",
+    "static",
+    "set",
+    "rigl",
+    "granet",
 ]
 
+Check = Literal["shuffled", "redrawn", "inverted"]
 
 Measure = Literal[
     "magnitude",
@@ -99,20 +110,38 @@ class Model:
 class Pruning:
     """What is compared, and how the masks are found."""
 
-    methods: tuple[Method, ...] = get_args(Method)
+    methods: tuple[Method, ...] = get_args(Method)[:8]
     """What is compared with the dense network, which always runs."""
     sparsities: tuple[float, ...] = (0.8, 0.9, 0.95, 0.98)
     """Fractions of the prunable weights removed."""
+    checked: tuple[Method, ...] = ()
+    """Methods run once more for each of the `checks`, at the `check_sparsity`."""
+    checks: tuple[Check, ...] = get_args(Check)
+    """The mask shuffled within layers, the weights drawn anew, the scores inverted."""
+    ablate_drive: bool = False
+    """Run DRIVE's terms and normalisations apart, too, at the `check_sparsity`."""
+    check_sparsity: float = 0.98
+    """Where checks and ablations are run."""
     examples_per_class: int = 10
     """Training images of each class in the batch that is scored."""
     grasp_temperature: float = 200.0
     """What the logits are divided by when GraSP scores, as in its authors' code."""
     rounds: int = 100
-    """Score-and-prune rounds of SynFlow."""
+    """Score-and-prune rounds of SynFlow and DRIVE."""
+    warmup: int = 1
+    """Dense epochs before DRIVE and trained magnitude prune."""
+    imp_fraction: float = 0.2
+    """Of the weights that are left, what a round of iterative pruning removes."""
+    rewind: int = 0
+    """The epoch that iterative pruning rewinds the weights to; 0 is initialisation."""
+    k: int = 100
+    """Random masks that K-starts chooses from."""
+    select_at: float = 0.2
+    """Fraction of training after which K-starts chooses and dissipating begins."""
     every: int = 20
-    """Optimiser steps between mask updates of gradual pruning."""
+    """Optimiser steps between mask updates, of the methods that prune in training."""
     until: float = 0.6
-    """Fraction of training after which gradual pruning has reached its sparsity."""
+    """Fraction of training after which these have reached their sparsity."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,7 @@ def accuracy(report: Report) -> bytes:
         report.config.pruning.methods,
         report.config.pruning.sparsities,
     )
-    found = {(r.method, r.sparsity): r for r in report.results}
+    found = {(r.method, r.sparsity): r for r in report.results if not r.variant}
     sheet, axes = figure(8.0, 4.5)
 
     mean, std = mean_and_std(found["dense", 0.0].test_accuracy)
@@ -84,7 +84,7 @@ def density(report: Report) -> bytes:
         report.config.pruning.methods,
         report.config.pruning.sparsities,
     )
-    found = {(r.method, r.sparsity): r.density for r in report.results}
+    found = {(r.method, r.sparsity): r.density for r in report.results if not r.variant}
     layers = list(found["dense", 0.0])
     cell = 0.62 if len(layers) <= 8 else 0.3
     width = 2.2 + max(cell * len(layers), 2.4) * len(sparsities)

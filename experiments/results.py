@@ -31,8 +31,12 @@ class Result:
       test_accuracy_at_best: after that epoch.
       score_seconds: median time to score one network and select its mask, after
         compilation; None where there is nothing to score before training.
+      pruning_seconds: everything that one network takes before its last training: warm-
+        up, score and mask; all earlier rounds of iterative pruning.
       train_seconds: of all seeds together, with compilation where it fell due.
       density: fraction kept of each prunable layer, averaged over seeds.
+      fitness: how fit each of K-starts' masks was, for every seed.
+      variant: a sanity check or an ablation of the method; "" for itself.
     """
 
     method: str
@@ -43,8 +47,11 @@ class Result:
     best_epoch: list[int]
     test_accuracy_at_best: list[float]
     score_seconds: float | None
+    pruning_seconds: float
     train_seconds: float
     density: dict[str, float]
+    fitness: list[list[float]] | None = None
+    variant: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,10 +16,9 @@ import rich.progress
 import tyro
 
 from experiments import configs, plots, results, rounds, tables
-from experiments.compare import compare, plan
+from experiments.compare import Run, compare, plan
 from experiments.config import Config, Rounds
 from experiments.data import Dataset, DatasetMissingError, load
-from experiments.train import Metrics
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -49,7 +48,7 @@ def run_comparison(
     name: str, config: Config, dataset: Dataset, workdir: pathlib.Path
 ) -> None:
     """Compares the methods; writes and prints what was found."""
-    report = run(name, config, dataset)
+    report = run(name, config, dataset, workdir)
     results.write(workdir / "results.json", results.to_json(report))
     results.write(workdir / "accuracy.png", plots.accuracy(report))
     results.write(workdir / "density.png", plots.density(report))
@@ -60,23 +59,25 @@ def run_comparison(
     )
 
 
-def run(name: str, config: Config, dataset: Dataset) -> results.Report:
+def run(
+    name: str, config: Config, dataset: Dataset, workdir: pathlib.Path
+) -> results.Report:
     """Compares the methods behind a progress bar."""
     started = time.perf_counter()
     with _progress() as progress:
         bar = progress.add_task("compiling", total=config.epochs * len(plan(config)))
 
-        def on_epoch(method: str, sparsity: float, metrics: Metrics) -> None:
-            del metrics
-            progress.update(bar, advance=1, description=f"{method} {sparsity:g}")
+        def on_epoch(run: Run, epochs: int) -> None:
+            words = f"{run.method} {run.sparsity:g} {run.variant}"
+            progress.update(bar, advance=epochs, description=words)
 
-        found = compare(config, dataset, on_epoch)
+        found = compare(config, dataset, workdir / "runs", on_epoch)
     return results.Report(
         name=name,
         config=config,
         environment=results.environment(),
         images=dataset.sizes,
-        scored="at initialisation, BatchNorm in eval mode",
+        scored="with BatchNorm in eval mode",
         seconds=time.perf_counter() - started,
         results=found,
     )

@@ -1,5 +1,7 @@
 """The results as tables for a terminal."""
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.table import Table
 
@@ -9,13 +11,23 @@ from experiments.results import Report, Result, mean_and_std
 def accuracies(report: Report) -> tuple[str | Table, ...]:
     """Test accuracy after the last epoch, and after the one best on validation."""
     name, seeds = report.name, report.config.seeds
-    return (
+    parts: list[str | Table] = [
         f"[bold]{name}: test accuracy (%) after the last epoch, by weights removed",
         _table(report, "test_accuracy"),
         f"[bold]{name}: the same after the epoch best on validation",
         _table(report, "test_accuracy_at_best"),
+    ]
+    if any(result.variant for result in report.results):
+        at = report.config.pruning.check_sparsity
+        parts += [
+            f"[bold]{name}: sanity checks and ablations, {100 * at:g} % removed",
+            _variants(report, at),
+        ]
+    return (
+        *parts,
         f"Mean ± standard deviation over {seeds} seeds. Scored {report.scored}; the "
-        "time is one network's, score and mask, once compiled.",
+        "times are one network's, compiled: score and mask, and all that comes before "
+        "the last training.",
     )
 
 
@@ -25,26 +37,39 @@ def _table(report: Report, field: str) -> Table:
     sparsities = config.pruning.sparsities
     table.add_column("method", no_wrap=True)
     table.add_column("scored in", justify="right", no_wrap=True)
+    table.add_column("pruned in", justify="right", no_wrap=True)
     for sparsity in sparsities:
         table.add_column(f"{100 * sparsity:g} %", justify="right", no_wrap=True)
 
-    means = {
-        (result.method, result.sparsity): mean_and_std(getattr(result, field))
-        for result in report.results
-    }
+    found = [result for result in report.results if not result.variant]
+    means = {(r.method, r.sparsity): mean_and_std(getattr(r, field)) for r in found}
     best = {
         s: max(mean for (_, sparsity), (mean, _) in means.items() if sparsity == s)
         for s in sparsities
     }
     dense = _percent(*means["dense", 0.0])
-    table.add_row("dense", "", *[dense] * len(sparsities), end_section=True)
+    table.add_row("dense", "", "", *[dense] * len(sparsities), end_section=True)
     for method in config.pruning.methods:
         cells = []
         for sparsity in sparsities:
             mean, std = means[method, sparsity]
             cell = _percent(mean, std)
             cells.append(f"[bold]{cell}[/bold]" if mean == best[sparsity] else cell)
-        table.add_row(method, _score_time(report.results, method), *cells)
+        own = [r for r in found if r.method == method]
+        table.add_row(method, _score_time(own), _pruning_time(found, own), *cells)
+    return table
+
+
+def _variants(report: Report, sparsity: float) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for column in ("method", "variant", "last epoch", "best on validation"):
+        table.add_column(column, no_wrap=True)
+    varied = {result.method for result in report.results if result.variant}
+    for result in sorted(report.results, key=lambda r: r.method):
+        if result.method in varied and result.sparsity == sparsity:
+            last = _percent(*mean_and_std(result.test_accuracy))
+            best = _percent(*mean_and_std(result.test_accuracy_at_best))
+            table.add_row(result.method, result.variant or "itself", last, best)
     return table
 
 
@@ -52,8 +77,17 @@ def _percent(mean: float, std: float) -> str:
     return f"{100 * mean:.1f} ±{100 * std:.1f}"
 
 
-def _score_time(found: tuple[Result, ...], method: str) -> str:
+def _score_time(found: Sequence[Result]) -> str:
     """The longest over the sparsities, in ms."""
-    seconds = [r.score_seconds for r in found if r.method == method]
-    known = [s for s in seconds if s is not None]
+    known = [r.score_seconds for r in found if r.score_seconds is not None]
     return f"{1000 * max(known):.1f} ms" if known else "-"
+
+
+def _pruning_time(every: Sequence[Result], found: Sequence[Result]) -> str:
+    """The longest, in s, and how many times faster than iterative pruning's."""
+    seconds = max(r.pruning_seconds for r in found)
+    iterative = [r.pruning_seconds for r in every if r.method == "imp"]
+    if not seconds:
+        return "-"
+    ratio = f" ({max(iterative) / seconds:.0f}x)" if iterative else ""
+    return f"{seconds:.3g} s{ratio}"

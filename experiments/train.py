@@ -39,9 +39,10 @@ class Trainer(NamedTuple):
     """Two compiled functions.
 
     Attributes:
-      start: ``start(link, params, stats, mask) -> state``, pruned by ``mask``.
-      epoch: ``epoch(link, state, keys, sparsity, dataset) -> (state, metrics)``; the
-        state is donated, and ``link`` is that of a `Pruner`, compiled once each.
+      start: ``start(wrap, params, stats, mask, keys, step) -> state``, pruned by
+        ``mask`` and with a new optimizer, whose schedule goes on from ``step``.
+      epoch: ``epoch(wrap, state, keys, sparsity, dataset) -> (state, metrics)``; the
+        state is donated, and ``wrap`` is that of a `Pruner`, compiled once each.
     """
 
     start: Callable[..., State]
@@ -55,12 +56,14 @@ def trainer(config: Config, network: Network, steps: int) -> Trainer:
         config.learning_rate, decay_steps=steps * config.epochs
     )
 
-    def optimizer(link: Any, sparsity: Any) -> optax.GradientTransformation:
-        return optax.chain(
+    unused = jax.random.key(0, impl="rbg")  # After its start, the state has the key.
+
+    def optimizer(wrap: Any, sparsity: Any, key: Any) -> optax.GradientTransformation:
+        plain = optax.chain(
             optax.add_decayed_weights(config.weight_decay, mask=jp.matrices),
             optax.sgd(schedule, config.momentum, nesterov=True),
-            link(sparsity),
         )
+        return wrap(plain, sparsity, key)
 
     def loss_fn(
         params: Any, stats: Any, images: jax.Array, labels: jax.Array
@@ -81,19 +84,20 @@ def trainer(config: Config, network: Network, steps: int) -> Trainer:
         size = len(dataset.validation.labels)
         return right[:size].mean(), right[size:].mean()
 
-    def start(link: Any, params: Any, stats: Any, mask: Any) -> State:
-        def one(params: Any, stats: Any, mask: Any) -> State:
-            opt_state = jp.set_mask(optimizer(link, 0.0).init(params), mask)
+    def start(
+        wrap: Any, params: Any, stats: Any, mask: Any, keys: jax.Array, step: jax.Array
+    ) -> State:
+        def one(params: Any, stats: Any, mask: Any, key: jax.Array) -> State:
+            opt_state = jp.set_mask(optimizer(wrap, 0.0, key).init(params), mask)
+            opt_state = optax.tree.set(opt_state, count=step)
             copied = jax.tree.map(jnp.copy, stats)  # The state will be donated.
             return State(jp.apply_mask(params, mask), copied, opt_state)
 
-        return over_seeds(one)(params, stats, mask)
+        return over_seeds(one)(params, stats, mask, keys)
 
     def epoch(
-        link: Any, state: State, keys: jax.Array, sparsity: jax.Array, dataset: Dataset
+        wrap: Any, state: State, keys: jax.Array, sparsity: jax.Array, dataset: Dataset
     ) -> tuple[State, Metrics]:
-        tx = optimizer(link, sparsity)
-
         def step(state: State, batch: tuple[jax.Array, jax.Array]) -> Any:
             key, index = batch
             images = dataset.standardise(dataset.train.images[index])
@@ -102,6 +106,7 @@ def trainer(config: Config, network: Network, steps: int) -> Trainer:
             (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(
                 state.params, state.stats, images, dataset.train.labels[index]
             )
+            tx = optimizer(wrap, sparsity, unused)
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             return State(params, stats, opt_state), loss
@@ -122,8 +127,8 @@ def trainer(config: Config, network: Network, steps: int) -> Trainer:
         return over_seeds(one)(state, keys)
 
     return Trainer(
-        jax.jit(start, static_argnames="link"),
-        jax.jit(epoch, static_argnames="link", donate_argnames="state"),
+        jax.jit(start, static_argnames="wrap"),
+        jax.jit(epoch, static_argnames="wrap", donate_argnames="state"),
     )
 
 

@@ -4,9 +4,7 @@ Every run is a file of its own, written whole when it ends; one that is there al
 not run again, so an experiment that was stopped goes on where it stood.
 """
 
-import dataclasses
 import io
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from experiments import results
+from experiments import results, store
 from experiments.config import Rounds
 from experiments.data import Dataset, Split, balanced
 from experiments.models import Network, network
@@ -74,7 +72,7 @@ def run(
     Raises:
       ValueError: if the folder holds runs of another config.
     """
-    _claim(folder, config)
+    store.claim(folder, config, seeds=1)  # A run a seed: their number may change.
     net = network(config.model, dataset.image_shape, dataset.classes)
     train = trainer(config, net, dataset)
     root = jax.random.key(config.seed, impl="rbg")  # Compiles faster than threefry.
@@ -86,10 +84,11 @@ def run(
                 continue
             lab = lab or _prepare(config, dataset, net, train, key)
             found = _run_row(lab, row, folder, seed, on_epoch)
-            content = json.dumps({**row._asdict(), "seed": seed, **found}, indent=1)
-            results.write(folder / row.file(seed), content.encode())
+            store.save(
+                folder / row.file(seed), {**row._asdict(), "seed": seed, **found}
+            )
     return [
-        json.loads((folder / row.file(seed)).read_text())
+        store.load(folder / row.file(seed))
         for row in plan(config)
         for seed in range(config.seeds)
     ]
@@ -301,10 +300,10 @@ def _dense_logits(folder: pathlib.Path, row: Row, seed: int) -> list[np.ndarray]
 
 def _filter_counts(folder: pathlib.Path, row: Row, seed: int) -> list[int]:
     """How many parameters the filters' run of a weights' row had after each round."""
-    path = folder / row._replace(level="filters").file(seed)
-    if row.level == "filters" or row == DENSE or not path.exists():
+    found = store.load(folder / row._replace(level="filters").file(seed))
+    if row.level == "filters" or row == DENSE or found is None:
         return []
-    return [prune["parameters"] for prune in json.loads(path.read_text())["prunes"]]
+    return [prune["parameters"] for prune in found["prunes"]]
 
 
 def _sizes(params: Any) -> dict[bool, int]:
@@ -314,25 +313,6 @@ def _sizes(params: Any) -> dict[bool, int]:
     for leaf, flag in zip(jax.tree.leaves(params), flags, strict=True):
         sizes[flag] += leaf.size
     return sizes
-
-
-def _claim(folder: pathlib.Path, config: Rounds) -> None:
-    """Writes the config into a new folder, or checks that it is the one there.
-
-    More or fewer seeds, or the data elsewhere, are the same experiment.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    data = dataclasses.replace(config.data, dir=None)
-    plain = dataclasses.replace(config, data=data, seeds=1, workdir=None)
-    text = json.dumps(dataclasses.asdict(plain), indent=1)
-    path = folder / "config.json"
-    if not path.exists():
-        results.write(path, text.encode())
-    elif path.read_text() != text:
-        raise ValueError(
-            f"{folder} holds runs of another config. Pass another --workdir, or remove "
-            "it."
-        )
 
 
 _LOGITS = "dense-{}.npz"
