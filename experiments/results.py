@@ -83,13 +83,20 @@ def environment() -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
         "cpu_count": os.cpu_count(),
-        "command": sys.argv[1:],
+        "command": [a for a in sys.argv[1:] if not a.startswith(_PLACES)],
     }
 
 
 def to_json(report: Report) -> bytes:
-    text = json.dumps(dataclasses.asdict(report), indent=2, default=str)
+    plain = {**dataclasses.asdict(report), "config": plain_config(report.config)}
+    text = json.dumps(plain, indent=2, default=str)
     return f"{text}\n".encode()
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """A config as data, without where things lie on one machine."""
+    data = dataclasses.replace(config.data, dir=None)
+    return dataclasses.asdict(dataclasses.replace(config, data=data, workdir=None))
 
 
 def write(path: pathlib.Path, content: bytes) -> None:
@@ -100,6 +107,9 @@ def write(path: pathlib.Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_PLACES = ("--data.dir=", "--workdir=")  # Where things lie on one machine.
 
 
 def _git(*args: str) -> str | None:

@@ -87,6 +87,7 @@ def run_rounds(
     name: str, config: Rounds, dataset: Dataset, workdir: pathlib.Path
 ) -> None:
     """Prunes in rounds behind a progress bar; writes and prints what was found."""
+    started = time.perf_counter()
     with _progress() as progress:
         total = config.epochs * config.seeds * len(rounds.plan(config))
         bar = progress.add_task("compiling", total=total)
@@ -96,7 +97,7 @@ def run_rounds(
             progress.update(bar, advance=epochs, description=words)
 
         found = rounds.run(config, dataset, workdir / "runs", on_epoch)
-    written = rounds.report(name, config, dataset, found)
+    written = rounds.report(name, config, dataset, found, time.perf_counter() - started)
     for file, content in written.files.items():
         results.write(workdir / file, content)
     rich.print(*written.text, sep="\n")

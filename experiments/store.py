@@ -22,9 +22,8 @@ def claim(folder: pathlib.Path, config: Any, **same: Any) -> None:
       ValueError: if the folder holds runs of another config.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    data = dataclasses.replace(config.data, dir=None)
-    plain = dataclasses.replace(config, data=data, workdir=None, **same)
-    text = json.dumps(dataclasses.asdict(plain), indent=1)
+    plain = results.plain_config(dataclasses.replace(config, **same))
+    text = json.dumps(plain, indent=1)
     path = folder / "config.json"
     if not path.exists():
         results.write(path, text.encode())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import json
 import pkgutil
 from typing import get_args
@@ -13,8 +14,19 @@ import pytest
 from flax import nnx
 
 import jaxprune as jp
-from experiments import compare, configs, data, models, plots, results, run
-from experiments.config import Config, Data, Method, Model, Pruning
+from experiments import (
+    compare,
+    configs,
+    data,
+    imp,
+    models,
+    plots,
+    readme,
+    results,
+    rounds,
+    run,
+)
+from experiments.config import Config, Data, Method, Model, Pruning, Rounds
 from experiments.models import _layers
 from experiments.pruners import PRUNERS
 from experiments.train import Metrics
@@ -28,9 +40,17 @@ TWO_STEPS = (
 PNG = b"\x89PNG"
 
 
+def _config(name: str) -> Config | Rounds:
+    return importlib.import_module(f"experiments.configs.{name}").config
+
+
+COMPARISONS = [name for name in NAMES if isinstance(_config(name), Config)]
+PIPELINES = [name for name in NAMES if name not in COMPARISONS]
+
+
 def small(name: str) -> Config:
     """A config as it is, but two steps long, on digits, with one block a stage."""
-    config = importlib.import_module(f"experiments.configs.{name}").config
+    config = _config(name)
     return dataclasses.replace(
         config,
         data=Data("digits", train_size=32, test_size=50, augment=config.data.augment),
@@ -45,14 +65,15 @@ def small(name: str) -> Config:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_every_config_runs_for_two_steps(name):
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_every_comparison_runs_for_two_steps(name, tmp_path):
     config = small(name)
     seen = []
     found = compare.compare(
-        config, data.load(config.data), lambda *args: seen.append(args[:2])
+        config, data.load(config.data), tmp_path, lambda run, _: seen.append(run)
     )
-    assert [(r.method, r.sparsity) for r in found] == seen == compare.plan(config)
+    assert [(r.method, r.sparsity, r.variant) for r in found] == seen
+    assert seen == compare.plan(config)
     for result in found:
         np.testing.assert_allclose(result.sparsity_reached, result.sparsity, atol=1e-3)
         for value in (*result.test_accuracy, *result.test_accuracy_at_best):
@@ -61,11 +82,40 @@ def test_every_config_runs_for_two_steps(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_pipeline_runs_for_two_steps_an_epoch(name, tmp_path):
+    config = _config(name)
+    assert isinstance(config, Rounds)
+    config = dataclasses.replace(
+        config,
+        data=Data("digits", train_size=32, test_size=50, augment=config.data.augment),
+        model=dataclasses.replace(config.model, blocks=1),
+        measures=("loss_preservation",),
+        fractions=(0.5,),
+        rounds=(1,),
+        examples_per_class=2,
+        seeds=1,
+        epochs=2,
+        batch_size=16,
+    )
+    found = rounds.run(config, data.load(config.data), tmp_path, lambda *_: None)
+    assert [(r["measure"], r["level"]) for r in found] == [
+        ("dense", "weights"),
+        ("loss_preservation", "filters"),
+        ("loss_preservation", "weights"),
+    ]
+    dense, filters, weights = found
+    assert filters["parameters"] == weights["parameters"] < dense["parameters"]
+    assert filters["latency"]["difference"] < 1e-5
+
+
+@pytest.mark.slow
 def test_command_line_writes_whole_files(tmp_path, capsys):
     sparsities = ["--pruning.sparsities", "0.8", "0.95"]
     run.main(["digits", *TWO_STEPS, *sparsities, f"--workdir={tmp_path}"])
 
     assert {path.name for path in tmp_path.iterdir()} == {
+        "runs",
         "results.json",
         "accuracy.png",
         "density.png",
@@ -77,14 +127,14 @@ def test_command_line_writes_whole_files(tmp_path, capsys):
     assert report["config"]["pruning"]["sparsities"] == [0.8, 0.95]
     assert report["images"] == {"train": 32, "validation": 360, "test": 50}
     assert {"commit", "packages"} <= set(report["environment"])
-    assert len(report["results"]) == 1 + 2 * len(get_args(Method))
+    assert len(report["results"]) == 1 + 2 * len(Pruning().methods)
     for result in report["results"]:
         assert len(result["test_accuracy"]) == 2
         assert (result["score_seconds"] is None) == (
             result["method"] in ("dense", "gradual")
         )
     shown = capsys.readouterr().out
-    assert all(method in shown for method in PRUNERS)
+    assert all(method in shown for method in Pruning().methods)
 
 
 def test_unknown_config_lists_the_valid_ones(capsys):
@@ -154,7 +204,7 @@ def test_a_write_that_is_killed_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_every_method_has_a_pruner():
-    assert set(PRUNERS) == {"dense", *get_args(Method)}
+    assert set(PRUNERS) | {"imp"} == {"dense", *get_args(Method)}
 
 
 def test_best_epoch_is_of_the_final_sparsity():
@@ -350,3 +400,95 @@ def test_figures_take_deep_nets_and_single_sparsities():
     report = results.Report("deep", config, {}, {}, "", 1.0, found)
     assert plots.accuracy(report).startswith(PNG)
     assert plots.density(report).startswith(PNG)
+
+
+# Iterative magnitude pruning
+
+
+def test_rounds_meet_every_target_and_remove_a_fifth():
+    found = imp.rounds((0.5, 0.3), 0.2)
+    np.testing.assert_allclose(found, [0.2, 0.3, 0.44, 0.5])
+    assert imp.rounds((0.9,), 1.0) == [0.9]
+
+
+def test_the_chain_is_nested_exact_and_starts_from_the_saved_weights():
+    saved = {"w": jax.random.normal(jax.random.key(0), (2, 4, 5))}
+    whole = jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), saved)
+    seen = []
+
+    def train(mask):
+        seen.append(mask)  # "Training" adds 1 to what is left.
+        return jax.tree.map(lambda p, m: jnp.where(m, p + 1, 0.0), saved, mask)
+
+    links = list(imp.chain(train, whole, (0.2, 0.5), 0.2))
+    assert [link.sparsity for link in links] == [0.2, 0.5]
+    assert len(seen) == len(imp.rounds((0.2, 0.5), 0.2)) == 4
+    for link in links:
+        np.testing.assert_array_equal(
+            (~link.mask["w"]).sum((1, 2)), [round(20 * link.sparsity)] * 2
+        )
+    masks = [*seen, links[-1].mask]
+    for before, after in itertools.pairwise(masks):
+        assert not np.any(after["w"] & ~before["w"])
+    # Each seed loses its own smallest |p + 1|.
+    order = np.abs(np.asarray(saved["w"]) + 1).reshape(2, -1).argsort(1)
+    for mask, ranked in zip(np.asarray(links[0].mask["w"]), order, strict=True):
+        assert set(np.flatnonzero(~mask.ravel())) == set(ranked[:4])
+    assert links[0].seconds <= links[1].seconds
+
+
+def test_checks_and_ablations_follow_the_methods():
+    pruning = Pruning(
+        methods=("snip", "imp"),
+        sparsities=(0.9,),
+        checked=("snip", "imp"),
+        ablate_drive=True,
+    )
+    found = compare.plan(Config(pruning=pruning))
+    assert [tuple(run) for run in found[:8]] == [
+        ("dense", 0.0, ""),
+        ("snip", 0.9, ""),
+        ("imp", 0.9, ""),
+        ("snip", 0.98, "shuffled"),
+        ("snip", 0.98, "redrawn"),
+        ("snip", 0.98, "inverted"),
+        ("imp", 0.98, "shuffled"),
+        ("imp", 0.98, "redrawn"),
+    ]
+    assert {run.method for run in found[8:]} == {"drive"}
+    assert len({run.file for run in found}) == len(found)
+
+
+def test_the_page_of_results_is_the_one_that_is_generated():
+    written = (readme.HERE / "README.md").read_text()
+    assert written == readme.page(readme.HERE / "results")
+
+
+def test_the_page_shows_what_a_comparison_found(tmp_path):
+    config = Config(pruning=Pruning(methods=("snip",), sparsities=(0.9,)), seeds=2)
+    found = tuple(
+        results.Result(
+            m, s, [s] * 2, [0.9, 0.8], [0.9], [1], [0.9], None, 0.5, 1.0, {}, variant=v
+        )
+        for m, s, v in [*compare.plan(config), ("snip", 0.9, "shuffled")]
+    )
+    place = {**results.environment(), "commit": "abc", "command": ["digits"]}
+    report = results.Report("digits", config, place, {"train": 7}, "", 90.0, found)
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "results.json").write_bytes(results.to_json(report))
+    text = readme.page(tmp_path)
+    assert "| snip | 0.5 s | 85.0 ±7.1 |" in text
+    assert "| snip | shuffled | 85.0 ±7.1 |" in text
+    assert "2 seeds, 20 epochs, images: 7 train" in text
+    assert "python -m experiments.run digits\n" in text
+
+
+def test_results_do_not_say_where_things_lie(monkeypatch):
+    args = ["run", "digits", "--data.dir=/home/me", "--seeds=2", "--workdir=/tmp/x"]
+    monkeypatch.setattr(results.sys, "argv", args)
+    assert results.environment()["command"] == ["digits", "--seeds=2"]
+    config = Config(
+        data=Data("mnist", dir="/home/me"), workdir=results.pathlib.Path("/")
+    )
+    plain = results.plain_config(config)
+    assert plain["data"]["dir"] is None and plain["workdir"] is None

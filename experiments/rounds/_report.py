@@ -1,6 +1,5 @@
 """Everything that is written and printed of an experiment's runs."""
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,17 +21,22 @@ class Written(NamedTuple):
 
 
 def report(
-    name: str, config: Rounds, dataset: Dataset, found: Sequence[Mapping[str, Any]]
+    name: str,
+    config: Rounds,
+    dataset: Dataset,
+    found: Sequence[Mapping[str, Any]],
+    seconds: float,
 ) -> Written:
     """Makes tables, figures and claims of what `experiments.rounds.run` gave."""
     runs = gather(found)
     decided = _claims.claims(config, runs)
     summary = {
         "name": name,
-        "config": dataclasses.asdict(config),
+        "config": results.plain_config(config),
         "environment": results.environment(),
         "images": dataset.sizes,
-        "scored": "BatchNorm in eval mode",
+        "scored": "with BatchNorm in eval mode",
+        "seconds": seconds,
         "claims": [claim._asdict() for claim in decided],
         "results": [
             {k: v for k, v in run.items() if k not in ("epochs", "prunes")}
