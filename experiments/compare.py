@@ -142,6 +142,7 @@ def _run(lab: _Lab, run: Run, on_epoch: Callable[[], None]) -> Result:
     _, _, mask_keys, _ = lab.keys
     params, stats, first = lab.params, lab.stats, 0
     whole = jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), params)
+    started = time.perf_counter()
     spent, history = 0.0, []
     if pruner.warmup:
         _train(lab, lab.pruner(Run("dense", 0.0)), whole, 0, 1)  # Compiles.
@@ -180,6 +181,7 @@ def _run(lab: _Lab, run: Run, on_epoch: Callable[[], None]) -> Result:
         score_seconds=score_seconds,
         pruning_seconds=spent,
         train_seconds=time.perf_counter() - began,
+        seconds=time.perf_counter() - started,
         density=_density(jp.get_mask(state.opt_state, state.params)),
         fitness=_fitness(state.opt_state),
         **_summarise(jax.tree.map(lambda *x: np.stack(x), *history, *trained)),

@@ -34,6 +34,7 @@ class Result:
       pruning_seconds: everything that one network takes before its last training: warm-
         up, score and mask; all earlier rounds of iterative pruning.
       train_seconds: of all seeds together, with compilation where it fell due.
+      seconds: all of it, for all seeds.
       density: fraction kept of each prunable layer, averaged over seeds.
       fitness: how fit each of K-starts' masks was, for every seed.
       variant: a sanity check or an ablation of the method; "" for itself.
@@ -49,6 +50,7 @@ class Result:
     score_seconds: float | None
     pruning_seconds: float
     train_seconds: float
+    seconds: float
     density: dict[str, float]
     fitness: list[list[float]] | None = None
     variant: str = ""

@@ -6,7 +6,6 @@ Every option of `experiments.config` is a flag: ``digits --help`` lists them.
 import pathlib
 import pkgutil
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -63,7 +62,6 @@ def run(
     name: str, config: Config, dataset: Dataset, workdir: pathlib.Path
 ) -> results.Report:
     """Compares the methods behind a progress bar."""
-    started = time.perf_counter()
     with _progress() as progress:
         bar = progress.add_task("compiling", total=config.epochs * len(plan(config)))
 
@@ -78,7 +76,7 @@ def run(
         environment=results.environment(),
         images=dataset.sizes,
         scored="with BatchNorm in eval mode",
-        seconds=time.perf_counter() - started,
+        seconds=sum(result.seconds for result in found),
         results=found,
     )
 
@@ -87,7 +85,6 @@ def run_rounds(
     name: str, config: Rounds, dataset: Dataset, workdir: pathlib.Path
 ) -> None:
     """Prunes in rounds behind a progress bar; writes and prints what was found."""
-    started = time.perf_counter()
     with _progress() as progress:
         total = config.epochs * config.seeds * len(rounds.plan(config))
         bar = progress.add_task("compiling", total=total)
@@ -97,7 +94,7 @@ def run_rounds(
             progress.update(bar, advance=epochs, description=words)
 
         found = rounds.run(config, dataset, workdir / "runs", on_epoch)
-    written = rounds.report(name, config, dataset, found, time.perf_counter() - started)
+    written = rounds.report(name, config, dataset, found)
     for file, content in written.files.items():
         results.write(workdir / file, content)
     rich.print(*written.text, sep="\n")

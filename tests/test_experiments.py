@@ -394,8 +394,8 @@ def test_figures_take_deep_nets_and_single_sparsities():
     layers = {f"layers/{i}/conv": 0.1 * (i % 3) for i in range(22)}
     config = Config(pruning=Pruning(methods=("snip",), sparsities=(0.9,)))
     found = tuple(
-        results.Result(m, s, [s], [0.9], [0.9], [1], [0.9], None, 1.0, layers)
-        for m, s in compare.plan(config)
+        results.Result(m, s, [s], [0.9], [0.9], [1], [0.9], None, 0.0, 1.0, 1.0, layers)
+        for m, s, _ in compare.plan(config)
     )
     report = results.Report("deep", config, {}, {}, "", 1.0, found)
     assert plots.accuracy(report).startswith(PNG)
@@ -468,7 +468,19 @@ def test_the_page_shows_what_a_comparison_found(tmp_path):
     config = Config(pruning=Pruning(methods=("snip",), sparsities=(0.9,)), seeds=2)
     found = tuple(
         results.Result(
-            m, s, [s] * 2, [0.9, 0.8], [0.9], [1], [0.9], None, 0.5, 1.0, {}, variant=v
+            m,
+            s,
+            [s] * 2,
+            [0.9, 0.8],
+            [0.9],
+            [1],
+            [0.9],
+            None,
+            0.5,
+            1.0,
+            2.0,
+            {},
+            variant=v,
         )
         for m, s, v in [*compare.plan(config), ("snip", 0.9, "shuffled")]
     )

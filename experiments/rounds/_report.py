@@ -25,7 +25,6 @@ def report(
     config: Rounds,
     dataset: Dataset,
     found: Sequence[Mapping[str, Any]],
-    seconds: float,
 ) -> Written:
     """Makes tables, figures and claims of what `experiments.rounds.run` gave."""
     runs = gather(found)
@@ -36,7 +35,7 @@ def report(
         "environment": results.environment(),
         "images": dataset.sizes,
         "scored": "with BatchNorm in eval mode",
-        "seconds": seconds,
+        "seconds": sum(run["seconds"] for run in found),
         "claims": [claim._asdict() for claim in decided],
         "results": [
             {k: v for k, v in run.items() if k not in ("epochs", "prunes")}

@@ -6,6 +6,7 @@ not run again, so an experiment that was stopped goes on where it stood.
 
 import io
 import pathlib
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -83,10 +84,11 @@ def run(
                 on_epoch(row, seed, config.epochs)
                 continue
             lab = lab or _prepare(config, dataset, net, train, key)
+            started = time.perf_counter()
             found = _run_row(lab, row, folder, seed, on_epoch)
-            store.save(
-                folder / row.file(seed), {**row._asdict(), "seed": seed, **found}
-            )
+            seconds = time.perf_counter() - started
+            run = {**row._asdict(), "seed": seed, "seconds": seconds, **found}
+            store.save(folder / row.file(seed), run)
     return [
         store.load(folder / row.file(seed))
         for row in plan(config)
