@@ -9,11 +9,12 @@ folder of the experiment's name.
 import itertools
 import json
 import pathlib
+import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from experiments import results
+from experiments import configs, results
 from experiments.results import mean_and_std
 
 HERE = pathlib.Path(__file__).parent
@@ -28,7 +29,11 @@ def page(folder: pathlib.Path) -> str:
     """The page on all results in a folder."""
     paths = sorted(folder.glob("*/results.json"))
     sections = [_section(path.parent, json.loads(path.read_text())) for path in paths]
-    return "\n".join([_HEAD, *sections])
+    done = {path.parent.name for path in paths}
+    missing = [name for _, name, _ in pkgutil.iter_modules(configs.__path__)]
+    missing = [f"`{name}`" for name in missing if name not in done]
+    not_run = f"Not run, or not in full: {', '.join(missing)}.\n"
+    return "\n".join([_HEAD, *sections, *([not_run] if missing else [])])
 
 
 _HEAD = """\
