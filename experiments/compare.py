@@ -241,8 +241,9 @@ def _ticket(lab: _Lab, sparsity: float, whole: Any) -> Link:
             )
             return state.params
 
+        targets = {run.sparsity for run in plan(config) if run.method == "imp"}
         fraction = config.pruning.imp_fraction
-        links = imp.chain(train, whole, config.pruning.sparsities, fraction)
+        links = imp.chain(train, whole, tuple(targets), fraction)
         lab.tickets.update({link.sparsity: link for link in links})
     return lab.tickets[sparsity]
 

@@ -5,6 +5,7 @@ survivors back to what they were. The mask of every sparsity asked for is a link
 one chain; the network trained with it is read off there.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -31,7 +32,9 @@ def rounds(targets: tuple[float, ...], fraction: float) -> list[float]:
     sparsity, found = 0.0, []
     for target in sorted(targets):
         while sparsity < target:
-            sparsity = min(target, 1 - (1 - sparsity) * (1 - fraction))
+            sparsity = 1 - (1 - sparsity) * (1 - fraction)
+            if sparsity > target or math.isclose(sparsity, target):
+                sparsity = target
             found.append(sparsity)
     return found
 

@@ -51,10 +51,13 @@ PIPELINES = [name for name in NAMES if name not in COMPARISONS]
 def small(name: str) -> Config:
     """A config as it is, but two steps long, on digits, with one block a stage."""
     config = _config(name)
+    model = dataclasses.replace(config.model, blocks=1)
+    if model.name == "lenet5":  # It takes larger images than these.
+        model = dataclasses.replace(model, name="lenet")
     return dataclasses.replace(
         config,
         data=Data("digits", train_size=32, test_size=50, augment=config.data.augment),
-        model=dataclasses.replace(config.model, blocks=1),
+        model=model,
         pruning=dataclasses.replace(
             config.pruning, methods=("snip",), sparsities=(0.9,)
         ),
