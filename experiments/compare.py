@@ -148,7 +148,7 @@ def _run(lab: _Lab, run: Run, on_epoch: Callable[[], None]) -> Result:
         _train(lab, lab.pruner(Run("dense", 0.0)), whole, 0, 1)  # Compiles.
         began = time.perf_counter()
         state, history = _train(
-            lab, lab.pruner(Run("dense", 0.0)), whole, 0, pruner.warmup, on_epoch
+            lab, lab.pruner(Run("dense", 0.0)), whole, 0, pruner.warmup
         )
         spent = (time.perf_counter() - began) / config.seeds
         params, stats, first = state.params, state.stats, pruner.warmup
@@ -166,8 +166,10 @@ def _run(lab: _Lab, run: Run, on_epoch: Callable[[], None]) -> Result:
         spent += score_seconds
     if run.variant == "shuffled":
         mask = jax.vmap(jp.shuffle_mask)(mask_keys, mask)
-    if run.variant == "redrawn":
-        (params, stats), first = _init(lab.network, mask_keys), 0
+    if run.variant == "redrawn":  # A whole training of its own.
+        (params, stats), first, history = _init(lab.network, mask_keys), 0, []
+    for _ in history:
+        on_epoch()
 
     began = time.perf_counter()
     state, trained = _train(
