@@ -172,6 +172,12 @@ class Config:
     def __post_init__(self) -> None:
         _check_counts(self)
         _check_fractions("sparsities", self.pruning.sparsities)
+        warms_up = {"drive", "trained_magnitude"} & set(self.pruning.methods)
+        if warms_up and self.pruning.warmup >= self.epochs:
+            raise ValueError(
+                f"warmup is {self.pruning.warmup} of {self.epochs} epochs: leave at "
+                "least one to train once pruned."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
