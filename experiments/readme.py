@@ -62,7 +62,7 @@ def _section(folder: pathlib.Path, found: Mapping[str, Any]) -> str:
         f"## {name}\n",
         f"{about}\n",
         f"    python -m experiments.run {' '.join(place['command'])}{data}\n",
-        f"{config['seeds']} seeds, {config['epochs']} epochs, images: {images}. "
+        f"{config['seeds']} seed{'s' * (config['seeds'] > 1)}, {config['epochs']} epochs, images: {images}. "
         f"{found['seconds'] / 60:.0f} minutes on {place['cpu_count']} cores "
         f"({place['device']}); Python {place['python']}, {versions}; commit "
         f"{(place['commit'] or 'unknown')[:12]}. Scored {found['scored']}.\n",
@@ -137,7 +137,7 @@ def _pipeline(found: Mapping[str, Any]) -> list[str]:
         )
     for claim in found["claims"]:
         numbers = ", ".join(
-            f"{name} {mean:.3g} ±{std:.2g}"
+            f"{name} {mean:.3g}" + (f" ±{std:.2g}" if config["seeds"] > 1 else "")
             for name, (mean, std) in sorted(
                 claim["values"].items(), key=lambda item: item[1]
             )
@@ -176,7 +176,8 @@ def _accuracy(row: Mapping[str, Any]) -> str:
 
 def _percent(values: Sequence[float]) -> str:
     mean, std = mean_and_std(values)
-    return f"{100 * mean:.1f} ±{100 * std:.1f}"
+    spread = f" ±{100 * std:.1f}" if len(values) > 1 else ""
+    return f"{100 * mean:.1f}{spread}"
 
 
 def _table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

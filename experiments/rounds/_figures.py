@@ -132,6 +132,7 @@ def diagnostics(name: str, config: Rounds, runs: Runs) -> bytes:
         panel.set(xlabel="predicted, first order", ylabel="measured")
         panel.set_xscale("symlog", linthresh=1e-3)
         panel.set_yscale("symlog", linthresh=1e-3)
+        panel.tick_params("x", rotation=90, labelsize=7)
         panel.set_title(f"change of {title} by a pruning", fontsize=10)
     epochs = [run["epochs"] for run in runs[DENSE]]
     for pair in epochs[0][0]["measures"]["correlations"]:
