@@ -62,7 +62,7 @@ def _section(folder: pathlib.Path, found: Mapping[str, Any]) -> str:
         f"## {name}\n",
         f"{about}\n",
         f"    python -m experiments.run {' '.join(place['command'])}{data}\n",
-        f"{config['seeds']} seed{'s' * (config['seeds'] > 1)}, {config['epochs']} epochs, images: {images}. "
+        f"Seeds: {config['seeds']}; epochs: {config['epochs']}; images: {images}. "
         f"{found['seconds'] / 60:.0f} minutes on {place['cpu_count']} cores "
         f"({place['device']}); Python {place['python']}, {versions}; commit "
         f"{(place['commit'] or 'unknown')[:12]}. Scored {found['scored']}.\n",

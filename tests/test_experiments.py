@@ -495,7 +495,7 @@ def test_the_page_shows_what_a_comparison_found(tmp_path):
     text = readme.page(tmp_path)
     assert "| snip | 0.5 s | 85.0 ±7.1 |" in text
     assert "| snip | shuffled | 85.0 ±7.1 |" in text
-    assert "2 seeds, 20 epochs, images: 7 train" in text
+    assert "Seeds: 2; epochs: 20; images: 7 train" in text
     assert "python -m experiments.run digits\n" in text
 
 
