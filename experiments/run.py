@@ -62,6 +62,7 @@ def run(
     name: str, config: Config, dataset: Dataset, workdir: pathlib.Path
 ) -> results.Report:
     """Compares the methods behind a progress bar."""
+    environment = results.environment()  # As it is when the run begins.
     with _progress() as progress:
         bar = progress.add_task("compiling", total=config.epochs * len(plan(config)))
 
@@ -73,7 +74,7 @@ def run(
     return results.Report(
         name=name,
         config=config,
-        environment=results.environment(),
+        environment=environment,
         images=dataset.sizes,
         scored="with BatchNorm in eval mode",
         seconds=sum(result.seconds for result in found),
@@ -85,6 +86,7 @@ def run_rounds(
     name: str, config: Rounds, dataset: Dataset, workdir: pathlib.Path
 ) -> None:
     """Prunes in rounds behind a progress bar; writes and prints what was found."""
+    environment = results.environment()
     with _progress() as progress:
         total = config.epochs * config.seeds * len(rounds.plan(config))
         bar = progress.add_task("compiling", total=total)
@@ -94,7 +96,7 @@ def run_rounds(
             progress.update(bar, advance=epochs, description=words)
 
         found = rounds.run(config, dataset, workdir / "runs", on_epoch)
-    written = rounds.report(name, config, dataset, found)
+    written = rounds.report(name, config, dataset, found, environment)
     for file, content in written.files.items():
         results.write(workdir / file, content)
     rich.print(*written.text, sep="\n")

@@ -121,7 +121,7 @@ def _filters(parameters):
 
 @pytest.mark.slow
 def test_the_report_holds_every_row_and_figure(found, dataset):
-    written = rounds.report("small", SMALL, dataset, found)
+    written = rounds.report("small", SMALL, dataset, found, {})
     assert set(written.files) == {
         "results.json",
         "accuracy.png",

@@ -25,6 +25,7 @@ def report(
     config: Rounds,
     dataset: Dataset,
     found: Sequence[Mapping[str, Any]],
+    environment: Mapping[str, Any],
 ) -> Written:
     """Makes tables, figures and claims of what `experiments.rounds.run` gave."""
     runs = gather(found)
@@ -32,7 +33,7 @@ def report(
     summary = {
         "name": name,
         "config": results.plain_config(config),
-        "environment": results.environment(),
+        "environment": environment,
         "images": dataset.sizes,
         "scored": "with BatchNorm in eval mode",
         "seconds": sum(run["seconds"] for run in found),
