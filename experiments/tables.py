@@ -37,18 +37,21 @@ def _table(report: Report, field: str) -> Table:
     sparsities = config.pruning.sparsities
     table.add_column("method", no_wrap=True)
     table.add_column("scored in", justify="right", no_wrap=True)
-    table.add_column("pruned in", justify="right", no_wrap=True)
+    found = [result for result in report.results if not result.variant]
+    trains_first = any(r.pruning_seconds > (r.score_seconds or 0.0) for r in found)
+    if trains_first:  # Else pruning is scoring.
+        table.add_column("pruned in", justify="right", no_wrap=True)
     for sparsity in sparsities:
         table.add_column(f"{100 * sparsity:g} %", justify="right", no_wrap=True)
 
-    found = [result for result in report.results if not result.variant]
     means = {(r.method, r.sparsity): mean_and_std(getattr(r, field)) for r in found}
     best = {
         s: max(mean for (_, sparsity), (mean, _) in means.items() if sparsity == s)
         for s in sparsities
     }
     dense = _percent(*means["dense", 0.0])
-    table.add_row("dense", "", "", *[dense] * len(sparsities), end_section=True)
+    blank = [""] * (1 + trains_first)
+    table.add_row("dense", *blank, *[dense] * len(sparsities), end_section=True)
     for method in config.pruning.methods:
         cells = []
         for sparsity in sparsities:
@@ -56,7 +59,8 @@ def _table(report: Report, field: str) -> Table:
             cell = _percent(mean, std)
             cells.append(f"[bold]{cell}[/bold]" if mean == best[sparsity] else cell)
         own = [r for r in found if r.method == method]
-        table.add_row(method, _score_time(own), _pruning_time(found, own), *cells)
+        times = [_score_time(own), _pruning_time(found, own)][: 1 + trains_first]
+        table.add_row(method, *times, *cells)
     return table
 
 
