@@ -6,7 +6,6 @@ What differs between two rows of the results is the pruning alone.
 import dataclasses
 import functools
 import pathlib
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,14 +16,14 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from experiments import imp, store
+from experiments import starts, store
 from experiments.config import Config
-from experiments.data import Dataset, Split, balanced
-from experiments.imp import Link
-from experiments.models import Network, network
-from experiments.pruners import DRIVE_VARIANTS, PRUNERS, Pruner, drive
+from experiments.data import Dataset
+from experiments.lab import Lab, prepare
+from experiments.pruners import DRIVE_VARIANTS
 from experiments.results import Result
-from experiments.train import Metrics, State, Trainer, trainer
+from experiments.starts import Start
+from experiments.train import Metrics
 
 
 class Run(NamedTuple):
@@ -53,7 +52,7 @@ def plan(config: Config) -> list[Run]:
     at = pruning.check_sparsity
     return [
         Run("dense", 0.0),
-        *[Run(m, s) for m in pruning.methods for s in pruning.sparsities],
+        *[Run(m, s) for m in pruning.methods for s in pruning.sparsities_of(m)],
         *[
             Run(m, at, check)
             for m in pruning.checked
@@ -80,200 +79,72 @@ def compare(
         epochs of a run that was there.
     """
     store.claim(folder, config)
-    lab: _Lab | None = None
+    lab: Lab | None = None
     for run in plan(config):
         if (folder / run.file).exists():
             on_epoch(run, config.epochs)
             continue
-        lab = lab or _prepare(config, dataset)
+        lab = lab or prepare(config, dataset)
         found = _run(lab, run, lambda run=run: on_epoch(run, 1))
         store.save(folder / run.file, dataclasses.asdict(found))
     return tuple(Result(**store.load(folder / run.file)) for run in plan(config))
 
 
-@dataclasses.dataclass
-class _Lab:
-    """What all runs share; trees have a leading axis of seeds."""
-
-    config: Config
-    dataset: Dataset
-    network: Network
-    steps: int
-    keys: tuple[jax.Array, ...]
-    params: Any
-    stats: Any
-    batches: list[Split]
-    train: Trainer
-    pruners: dict[str, Pruner]
-    tickets: dict[float, Link]
-
-    def pruner(self, run: Run) -> Pruner:
-        """The run's pruner: one object a method, as it holds what is compiled."""
-        name = f"{run.method} {run.variant if run.variant in DRIVE_VARIANTS else ''}"
-        if name not in self.pruners:
-            factory = PRUNERS["dense" if run.method == "imp" else run.method]
-            if run.variant in DRIVE_VARIANTS:
-                factory = drive(**DRIVE_VARIANTS[run.variant])
-            steps = self.steps * self.config.epochs
-            self.pruners[name] = factory(self.config.pruning, self.network, steps)
-        return self.pruners[name]
-
-
-def _prepare(config: Config, dataset: Dataset) -> _Lab:
-    net = network(config.model, dataset.image_shape, dataset.classes)
-    steps = len(dataset.train.labels) // config.batch_size
-    root = jax.random.key(config.seed, impl="rbg")  # Compiles faster than threefry.
-    keys = tuple(jax.random.split(root, (4, config.seeds)))
-    params, stats = _init(net, keys[0])
-    batches = [_scoring_batch(config, dataset, key) for key in keys[1]]
-    train = trainer(config, net, steps)
-    return _Lab(
-        config, dataset, net, steps, keys, params, stats, batches, train, {}, {}
-    )
-
-
-def _init(net: Network, keys: jax.Array) -> tuple[Any, Any]:
-    return jax.jit(lambda keys: jax.lax.map(net.init, keys))(keys)
-
-
-def _run(lab: _Lab, run: Run, on_epoch: Callable[[], None]) -> Result:
+def _run(lab: Lab, run: Run, on_epoch: Callable[[], None]) -> Result:
     """Finds the masks of one row and trains with them."""
-    config, pruner = lab.config, lab.pruner(run)
-    _, _, mask_keys, _ = lab.keys
-    params, stats, first = lab.params, lab.stats, 0
-    whole = jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), params)
+    config, recipe = lab.config, lab.pruner(run.method, run.variant).recipe
     started = time.perf_counter()
-    spent, history = 0.0, []
-    if pruner.warmup:
-        _train(lab, lab.pruner(Run("dense", 0.0)), whole, 0, 1)  # Compiles.
-        began = time.perf_counter()
-        state, history = _train(
-            lab, lab.pruner(Run("dense", 0.0)), whole, 0, pruner.warmup
-        )
-        spent = (time.perf_counter() - began) / config.seeds
-        params, stats, first = state.params, state.stats, pruner.warmup
-    if run.method == "imp":
-        ticket = _ticket(lab, run.sparsity, whole)
-        mask, score_seconds, spent = ticket.mask, None, ticket.seconds / config.seeds
-        params, stats, first = _saved(lab, whole)
-    elif pruner.find is None:
-        mask, score_seconds = whole, None
-    else:
-        find = functools.partial(pruner.find, inverted=run.variant == "inverted")
-        mask, score_seconds = _find_masks(
-            find, mask_keys, params, stats, lab.batches, run.sparsity
-        )
-        spent += score_seconds
-    if run.variant == "shuffled":
-        mask = jax.vmap(jp.shuffle_mask)(mask_keys, mask)
-    if run.variant == "redrawn":  # A whole training of its own.
-        (params, stats), first, history = _init(lab.network, mask_keys), 0, []
-    for _ in history:
+    start = _start(lab, run)
+    for _ in start.history:
         on_epoch()
 
     began = time.perf_counter()
-    state, trained = _train(
-        lab, pruner, mask, first, config.epochs, on_epoch, params, stats, run.sparsity
+    state, trained = lab.train(
+        recipe,
+        start.mask,
+        range(start.first, config.epochs),
+        params=start.params,
+        stats=start.stats,
+        sparsity=run.sparsity,
+        on_epoch=on_epoch,
     )
     jax.block_until_ready(state)
+    seconds = time.perf_counter() - began
+    mask = lab.trainer.mask(recipe, state, lab.keys.masks, run.sparsity)
     return Result(
         method=run.method,
         sparsity=run.sparsity,
         variant=run.variant,
-        score_seconds=score_seconds,
-        pruning_seconds=spent,
-        train_seconds=time.perf_counter() - began,
+        score_seconds=start.score_seconds,
+        pruning_seconds=start.pruning_seconds,
+        train_seconds=seconds,
         seconds=time.perf_counter() - started,
-        density=_density(jp.get_mask(state.opt_state, state.params)),
-        fitness=_fitness(state.opt_state),
-        **_summarise(jax.tree.map(lambda *x: np.stack(x), *history, *trained)),
+        density=_density(mask),
+        fitness=start.fitness or _fitness(state.opt_state),
+        **_summarise(jax.tree.map(lambda *x: np.stack(x), *start.history, *trained)),
     )
 
 
-def _train(
-    lab: _Lab,
-    pruner: Pruner,
-    mask: Any,
-    first: int,
-    last: int,
-    on_epoch: Callable[[], None] = lambda: None,
-    params: Any = None,
-    stats: Any = None,
-    sparsity: float = 0.0,
-) -> tuple[State, list[Metrics]]:
-    """Trains from one epoch to another, from initialisation if not told otherwise."""
-    _, _, mask_keys, train_keys = lab.keys
-    params = lab.params if params is None else params
-    stats = lab.stats if stats is None else stats
-    step = jnp.int32(first * lab.steps)
-    state = lab.train.start(pruner.wrap, params, stats, mask, mask_keys, step)
-    history = []
-    for epoch in range(first, last):
-        epoch_keys = _fold_in(train_keys, epoch)
-        state, metrics = lab.train.epoch(
-            pruner.wrap, state, epoch_keys, jnp.float32(sparsity), lab.dataset
-        )
-        history.append(jax.device_get(metrics))
-        on_epoch()
-    return state, history
-
-
-_fold_in = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-
-
-def _saved(lab: _Lab, whole: Any) -> tuple[Any, Any, int]:
-    """What iterative pruning rewinds to: parameters, statistics and the epoch."""
-    rewind = lab.config.pruning.rewind
-    if rewind == 0:
-        return lab.params, lab.stats, 0
-    state, _ = _train(lab, lab.pruner(Run("dense", 0.0)), whole, 0, rewind)
-    return state.params, state.stats, rewind
-
-
-def _ticket(lab: _Lab, sparsity: float, whole: Any) -> Link:
-    """The link of the one chain of iterative pruning, which is run when first asked."""
-    if not lab.tickets:
-        config, dense = lab.config, lab.pruner(Run("dense", 0.0))
-        _train(lab, dense, whole, 0, 1)  # Compiles.
-        params, stats, first = _saved(lab, whole)
-
-        def train(mask: Any) -> Any:
-            state, _ = _train(
-                lab, dense, mask, first, config.epochs, params=params, stats=stats
-            )
-            return state.params
-
-        targets = {run.sparsity for run in plan(config) if run.method == "imp"}
-        fraction = config.pruning.imp_fraction
-        links = imp.chain(train, whole, tuple(targets), fraction)
-        lab.tickets.update({link.sparsity: link for link in links})
-    return lab.tickets[sparsity]
-
-
-def _find_masks(
-    find: Callable[..., Any],
-    keys: jax.Array,
-    params: Any,
-    stats: Any,
-    batches: list[Split],
-    sparsity: float,
-) -> tuple[Any, float]:
-    """Finds the masks of all seeds, one network at a time, and times it."""
-    masks, seconds = [], []
-    for seed, batch in enumerate(batches):
-        one_params, one_stats = jax.tree.map(lambda x, i=seed: x[i], (params, stats))
-        if seed == 0:  # Compiles.
-            jax.block_until_ready(find(keys[0], one_params, one_stats, batch, sparsity))
-        started = time.perf_counter()
-        mask = find(keys[seed], one_params, one_stats, batch, sparsity)
-        masks.append(jax.block_until_ready(mask))
-        seconds.append(time.perf_counter() - started)
-    return jax.tree.map(lambda *m: jnp.stack(m), *masks), statistics.median(seconds)
-
-
-def _scoring_batch(config: Config, dataset: Dataset, key: jax.Array) -> Split:
-    batch = balanced(dataset.train, config.pruning.examples_per_class, key)
-    return Split(dataset.standardise(batch.images), batch.labels)
+def _start(lab: Lab, run: Run) -> Start:
+    """What a row is trained from."""
+    pruner = lab.pruner(run.method, run.variant)
+    if run.method == "imp":
+        targets = {row.sparsity for row in plan(lab.config) if row.method == "imp"}
+        start = starts.rewound(lab, run.sparsity, targets)
+    elif run.method == "k_starts_independent":
+        start = starts.fittest(lab, run.sparsity)
+    else:
+        start = starts.warmed_up(lab, pruner.warmup)
+    if pruner.find is not None:
+        find = functools.partial(pruner.find, inverted=run.variant == "inverted")
+        start = starts.scored(lab, start, find, run.sparsity)
+    if run.variant == "shuffled":
+        mask = jax.vmap(jp.shuffle_mask)(lab.keys.masks, start.mask)
+        start = start._replace(mask=mask)
+    if run.variant == "redrawn":  # A whole training of its own.
+        params, stats = lab.init(lab.keys.masks)
+        start = start._replace(params=params, stats=stats, history=(), first=0)
+    return start
 
 
 def _summarise(history: Metrics) -> dict[str, Any]:

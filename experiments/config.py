@@ -19,11 +19,24 @@ Method = Literal[
     "k_starts",
     "dissipating",
     "k_starts_dissipating",
+    "k_starts_independent",
+    "random_dropout",
     "static",
     "set",
     "rigl",
     "granet",
+    "ac_dc",
+    "ste",
+    "top_kast",
+    "sr_ste",
+    "gradual_n_m",
+    "iterative_snip",
+    "force",
+    "prospr",
 ]
+
+TWO_OF_FOUR: tuple[Method, ...] = ("sr_ste", "gradual_n_m")
+"""These remove half of the weights, whatever the sparsities asked for."""
 
 Check = Literal["shuffled", "redrawn", "inverted"]
 
@@ -127,7 +140,7 @@ class Pruning:
     grasp_temperature: float = 200.0
     """What the logits are divided by when GraSP scores, as in its authors' code."""
     rounds: int = 100
-    """Score-and-prune rounds of SynFlow and DRIVE."""
+    """Score-and-prune rounds of SynFlow, iterative SNIP, FORCE and DRIVE."""
     warmup: int = 1
     """Dense epochs before DRIVE and trained magnitude prune."""
     imp_fraction: float = 0.2
@@ -136,12 +149,22 @@ class Pruning:
     """The epoch that iterative pruning rewinds the weights to; 0 is initialisation."""
     k: int = 100
     """Random masks that K-starts chooses from."""
+    k_independent: int = 10
+    """The same where it trains a network with each of them before it chooses."""
     select_at: float = 0.2
     """Fraction of training after which K-starts chooses and dissipating begins."""
     every: int = 20
     """Optimiser steps between mask updates, of the methods that prune in training."""
     until: float = 0.6
     """Fraction of training after which these have reached their sparsity."""
+
+    def sparsities_of(self, method: Method) -> tuple[float, ...]:
+        """The sparsities that a method is run at."""
+        return (0.5,) if method in TWO_OF_FOUR else self.sparsities
+
+    def all_sparsities(self) -> list[float]:
+        """Those of all methods, from the lowest."""
+        return sorted({s for m in self.methods for s in self.sparsities_of(m)})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,10 +34,8 @@ _NAMES = {
 
 def accuracy(report: Report) -> bytes:
     """Draws test accuracy against sparsity, with error bars and the dense band."""
-    methods, sparsities = (
-        report.config.pruning.methods,
-        report.config.pruning.sparsities,
-    )
+    pruning = report.config.pruning
+    methods, sparsities = pruning.methods, pruning.all_sparsities()
     found = {(r.method, r.sparsity): r for r in report.results if not r.variant}
     sheet, axes = figure(8.0, 4.5)
 
@@ -49,11 +47,14 @@ def accuracy(report: Report) -> bytes:
     axes.set_xscale("log")
     axes.set_xlim(1.2 * kept.max(), kept.min() / 1.2)
     for i, method in enumerate(methods):
-        stats = [mean_and_std(found[method, s].test_accuracy) for s in sparsities]
+        own = pruning.sparsities_of(method)
+        stats = [mean_and_std(found[method, s].test_accuracy) for s in own]
         means, stds = 100 * np.array(stats).T
-        colour, marker = STYLES[i % len(STYLES)]
+        again, place = divmod(i, len(STYLES))
+        colour, marker = STYLES[place]
         axes.errorbar(
-            kept * 1.012 ** (i - (len(methods) - 1) / 2),  # Bars side by side.
+            # Bars side by side.
+            (1 - np.array(own)) * 1.012 ** (i - (len(methods) - 1) / 2),
             means,
             stds,
             color=colour,
@@ -61,8 +62,10 @@ def accuracy(report: Report) -> bytes:
             label=words(method),
             lw=1.5,
             ms=10 if marker == "*" else 6,
-            mec="white",
-            mew=0.6,
+            ls=":" if again else "-",
+            mec=colour if again else "white",
+            mfc="white" if again else colour,
+            mew=1.0 if again else 0.6,
             elinewidth=1.0,
             capsize=2,
         )
@@ -80,10 +83,8 @@ def accuracy(report: Report) -> bytes:
 
 def density(report: Report) -> bytes:
     """Draws the fraction kept of each layer, for each method: a panel a sparsity."""
-    methods, sparsities = (
-        report.config.pruning.methods,
-        report.config.pruning.sparsities,
-    )
+    pruning = report.config.pruning
+    methods, sparsities = pruning.methods, pruning.all_sparsities()
     found = {(r.method, r.sparsity): r.density for r in report.results if not r.variant}
     layers = list(found["dense", 0.0])
     cell = 0.62 if len(layers) <= 8 else 0.3
@@ -95,17 +96,17 @@ def density(report: Report) -> bytes:
     norm = LogNorm(floor, 1.0)
     image: Any = None
     for panel, sparsity in zip(np.atleast_1d(panels), sparsities, strict=True):
-        kept = np.array(
-            [[found[m, sparsity][name] for name in layers] for m in methods]
-        )
+        nothing = dict.fromkeys(layers, np.nan)
+        rows = [found.get((m, sparsity), nothing) for m in methods]
+        kept = np.array([[row[name] for name in layers] for row in rows])
         image = panel.imshow(
-            np.ma.masked_equal(kept, 0.0),
+            np.ma.masked_invalid(np.ma.masked_equal(kept, 0.0)),
             cmap=shades,
             norm=norm,
             aspect="auto",
         )
         for (row, column), value in np.ndenumerate(kept):
-            if len(layers) <= 8 or value == 0:
+            if (len(layers) <= 8 or value == 0) and not np.isnan(value):
                 dark = value > 0 and norm(value) < 0.45
                 panel.text(
                     column,

@@ -86,8 +86,9 @@ def _comparison(found: Mapping[str, Any]) -> list[str]:
         pruned = f"{seconds:.3g} s" if seconds else "-"
         if seconds and iterative:
             pruned += f" ({max(iterative) / seconds:.0f}x)"
-        cells = [plain.get((method, s), own[0]) for s in sparsities]
-        lines.append([method, pruned, *[_accuracy(r) for r in cells]])
+        at_all = own[0] if method == "dense" else None
+        cells = [plain.get((method, s), at_all) for s in sparsities]
+        lines.append([method, pruned, *[_accuracy(r) if r else "-" for r in cells]])
     titles = [f"{100 * s:g} % removed" for s in sparsities]
     table = _table(["method", "pruned in", *titles], lines)
     note = (

@@ -34,7 +34,7 @@ def accuracies(report: Report) -> tuple[str | Table, ...]:
 def _table(report: Report, field: str) -> Table:
     config = report.config
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    sparsities = config.pruning.sparsities
+    sparsities = config.pruning.all_sparsities()
     table.add_column("method", no_wrap=True)
     table.add_column("scored in", justify="right", no_wrap=True)
     found = [result for result in report.results if not result.variant]
@@ -55,6 +55,9 @@ def _table(report: Report, field: str) -> Table:
     for method in config.pruning.methods:
         cells = []
         for sparsity in sparsities:
+            if (method, sparsity) not in means:
+                cells.append("-")
+                continue
             mean, std = means[method, sparsity]
             cell = _percent(mean, std)
             cells.append(f"[bold]{cell}[/bold]" if mean == best[sparsity] else cell)

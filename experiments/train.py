@@ -16,6 +16,7 @@ import jaxprune as jp
 from experiments.config import Config
 from experiments.data import Dataset, augment
 from experiments.models import Network
+from experiments.pruners import Recipe
 
 
 class State(NamedTuple):
@@ -36,17 +37,19 @@ class Metrics(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """Two compiled functions.
+    """Compiled functions, once for each `Recipe`.
 
     Attributes:
-      start: ``start(wrap, params, stats, mask, keys, step) -> state``, pruned by
+      start: ``start(recipe, params, stats, mask, keys, step) -> state``, pruned by
         ``mask`` and with a new optimizer, whose schedule goes on from ``step``.
-      epoch: ``epoch(wrap, state, keys, sparsity, dataset) -> (state, metrics)``; the
-        state is donated, and ``wrap`` is that of a `Pruner`, compiled once each.
+      epoch: ``epoch(recipe, state, keys, sparsity, dataset) -> (state, metrics)``; the
+        state is donated.
+      mask: ``mask(recipe, state, keys, sparsity)``, of the networks as they are run.
     """
 
     start: Callable[..., State]
     epoch: Callable[..., tuple[State, Metrics]]
+    mask: Callable[..., Any]
 
 
 def trainer(config: Config, network: Network, steps: int) -> Trainer:
@@ -58,12 +61,14 @@ def trainer(config: Config, network: Network, steps: int) -> Trainer:
 
     unused = jax.random.key(0, impl="rbg")  # After its start, the state has the key.
 
-    def optimizer(wrap: Any, sparsity: Any, key: Any) -> optax.GradientTransformation:
+    def optimizer(
+        recipe: Recipe, sparsity: Any, key: Any
+    ) -> optax.GradientTransformation:
         plain = optax.chain(
             optax.add_decayed_weights(config.weight_decay, mask=jp.matrices),
             optax.sgd(schedule, config.momentum, nesterov=True),
         )
-        return wrap(plain, sparsity, key)
+        return recipe.wrap(plain, sparsity, key)
 
     def loss_fn(
         params: Any, stats: Any, images: jax.Array, labels: jax.Array
@@ -72,10 +77,12 @@ def trainer(config: Config, network: Network, steps: int) -> Trainer:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.mean(), stats
 
-    def accuracies(state: State, dataset: Dataset) -> tuple[jax.Array, jax.Array]:
+    def accuracies(
+        params: Any, stats: Any, dataset: Dataset
+    ) -> tuple[jax.Array, jax.Array]:
         def predict(image: jax.Array) -> jax.Array:
             x = dataset.standardise(image[None])
-            logits, _ = network.apply(state.params, state.stats, x, train=False)
+            logits, _ = network.apply(params, stats, x, train=False)
             return logits[0].argmax()
 
         held_out = (dataset.validation, dataset.test)
@@ -85,50 +92,80 @@ def trainer(config: Config, network: Network, steps: int) -> Trainer:
         return right[:size].mean(), right[size:].mean()
 
     def start(
-        wrap: Any, params: Any, stats: Any, mask: Any, keys: jax.Array, step: jax.Array
+        recipe: Recipe,
+        params: Any,
+        stats: Any,
+        mask: Any,
+        keys: jax.Array,
+        step: jax.Array,
     ) -> State:
         def one(params: Any, stats: Any, mask: Any, key: jax.Array) -> State:
-            opt_state = jp.set_mask(optimizer(wrap, 0.0, key).init(params), mask)
+            opt_state = jp.set_mask(optimizer(recipe, 0.0, key).init(params), mask)
             opt_state = optax.tree.set(opt_state, count=step)
             copied = jax.tree.map(jnp.copy, stats)  # The state will be donated.
             return State(jp.apply_mask(params, mask), copied, opt_state)
 
         return over_seeds(one)(params, stats, mask, keys)
 
+    def mask_of(recipe: Recipe, state: State, key: Any, sparsity: Any) -> Any:
+        if recipe.forward is not None:
+            return recipe.forward.mask(state.params, sparsity, key)
+        return jp.get_mask(state.opt_state, state.params)
+
     def epoch(
-        wrap: Any, state: State, keys: jax.Array, sparsity: jax.Array, dataset: Dataset
+        recipe: Recipe,
+        state: State,
+        keys: jax.Array,
+        sparsity: jax.Array,
+        dataset: Dataset,
     ) -> tuple[State, Metrics]:
         def step(state: State, batch: tuple[jax.Array, jax.Array]) -> Any:
             key, index = batch
+            run = loss_fn
+            if recipe.forward is not None:
+                run = recipe.forward.sparse(loss_fn, sparsity, key)
             images = dataset.standardise(dataset.train.images[index])
             if config.data.augment:
                 images = augment(key, images)
-            (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            (loss, stats), grads = jax.value_and_grad(run, has_aux=True)(
                 state.params, state.stats, images, dataset.train.labels[index]
             )
-            tx = optimizer(wrap, sparsity, unused)
+            tx = optimizer(recipe, sparsity, unused)
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             return State(params, stats, opt_state), loss
 
-        def one(state: State, key: jax.Array) -> tuple[State, Metrics]:
+        def plan(key: jax.Array) -> tuple[jax.Array, jax.Array]:
             shuffle_key, step_key = jax.random.split(key)
             order = jax.random.permutation(shuffle_key, len(dataset.train.labels))
             order = order[: steps * config.batch_size].reshape(steps, -1)
-            step_keys = jax.random.split(step_key, steps)
-            state, losses = jax.lax.scan(step, state, (step_keys, order))
-            mask = jp.get_mask(state.opt_state, state.params)
+            return jax.random.split(step_key, steps), order
+
+        def one(
+            state: State, key: jax.Array, batches: tuple[jax.Array, jax.Array]
+        ) -> tuple[State, Metrics]:
+            state, losses = jax.lax.scan(step, state, batches)
+            mask = mask_of(recipe, state, key, sparsity)
+            params = jp.apply_mask(state.params, mask)
             return state, Metrics(
                 losses.mean(),
-                *accuracies(state, dataset),
+                *accuracies(params, state.stats, dataset),
                 jp.sparsity(mask, state.params),
             )
 
-        return over_seeds(one)(state, keys)
+        # One after the other: under vmap a key may draw what it does not alone.
+        return over_seeds(one)(state, keys, jax.lax.map(plan, keys))
+
+    def mask(recipe: Recipe, state: State, keys: jax.Array, sparsity: Any) -> Any:
+        def one(state: State, key: jax.Array) -> Any:
+            return mask_of(recipe, state, key, sparsity)
+
+        return jax.vmap(one)(state, keys)
 
     return Trainer(
-        jax.jit(start, static_argnames="wrap"),
-        jax.jit(epoch, static_argnames="wrap", donate_argnames="state"),
+        jax.jit(start, static_argnames="recipe"),
+        jax.jit(epoch, static_argnames="recipe", donate_argnames="state"),
+        jax.jit(mask, static_argnames="recipe"),
     )
 
 

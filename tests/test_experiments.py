@@ -208,7 +208,8 @@ def test_a_write_that_is_killed_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_every_method_has_a_pruner():
-    assert set(PRUNERS) | {"imp"} == {"dense", *get_args(Method)}
+    by_training = {"imp", "k_starts_independent"}
+    assert set(PRUNERS) | by_training == {"dense", *get_args(Method)}
 
 
 def test_best_epoch_is_of_the_final_sparsity():

@@ -1,18 +1,27 @@
-"""Masks that move, on scikit-learn's handwritten digits: RigL, SET, GraNet, gradual.
+"""Masks that move, and sparse forward passes, on scikit-learn's handwritten digits.
 
 Run: python -m experiments.run digits_dynamic
 """
 
-from experiments.config import Config, Data, Model, Pruning
+from experiments.config import Config, Data, Method, Model, Pruning
+
+METHODS: tuple[Method, ...] = (
+    "static",
+    "set",
+    "rigl",
+    "granet",
+    "gradual",
+    "ac_dc",
+    "ste",
+    "top_kast",
+    "sr_ste",
+    "gradual_n_m",
+)
 
 config = Config(
     data=Data("digits"),
     model=Model("convnet", widths=(8, 16, 32), convolution="patches"),
-    pruning=Pruning(
-        methods=("static", "set", "rigl", "granet", "gradual"),
-        sparsities=(0.9, 0.98),
-        every=10,
-    ),
+    pruning=Pruning(methods=METHODS, sparsities=(0.9, 0.98), every=10),
     epochs=15,
     learning_rate=0.2,
 )

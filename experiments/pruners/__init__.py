@@ -1,0 +1,69 @@
+"""The methods compared: each one finds a mask before training, or as it goes."""
+
+from typing import Any
+
+import jaxprune as jp
+from experiments.pruners import _before, _during, _through
+from experiments.pruners._before import drive, freeze
+from experiments.pruners._types import Factory, Forward, Pruner, Recipe
+
+__all__ = [
+    "DRIVE_VARIANTS",
+    "PRUNERS",
+    "Factory",
+    "Forward",
+    "Pruner",
+    "Recipe",
+    "drive",
+    "freeze",
+]
+
+PRUNERS: dict[str, Factory] = {
+    "dense": _before.dense,
+    "random": _before.one_shot(lambda frozen: jp.random(frozen.key)),
+    "magnitude": _before.one_shot(lambda frozen: jp.magnitude),
+    "snip": _before.one_shot(lambda frozen: jp.snip(frozen.loss)),
+    "grasp": _before.one_shot(_before.grasp),
+    "synflow": _before.iterative(_before.synflow),
+    "biased_loss": _before.one_shot(lambda frozen: jp.biased_loss(frozen.loss)),
+    "gradient_preservation": _before.one_shot(
+        lambda frozen: jp.gradient_preservation(frozen.loss)
+    ),
+    "prospr": _before.one_shot(_before.prospr),
+    "iterative_snip": _before.iterative(
+        lambda frozen: jp.snip(frozen.loss), whole=True
+    ),
+    "force": _before.force,
+    "trained_magnitude": _before.one_shot(lambda frozen: jp.magnitude, trained=True),
+    "drive": drive(),
+    "static": _before.static,
+    "gradual": _during.gradual,
+    "k_starts": _during.k_starts,
+    "dissipating": _during.dissipating,
+    "k_starts_dissipating": _during.k_starts_dissipating,
+    "set": _during.dynamic(
+        lambda tx, key, options: jp.set_training(tx, None, key=key, **options)
+    ),
+    "rigl": _during.dynamic(lambda tx, key, options: jp.rigl(tx, None, **options)),
+    "granet": _during.granet,
+    "ac_dc": _during.ac_dc,
+    "gradual_n_m": _during.gradual_n_m,
+    "ste": _through.STE,
+    "sr_ste": _through.SR_STE,
+    "top_kast": _through.TOP_KAST,
+    "random_dropout": _through.RANDOM_DROPOUT,
+}
+"""All but "imp" and "k_starts_independent", which train networks to find a mask."""
+
+DRIVE_VARIANTS: dict[str, dict[str, Any]] = {
+    "|θ|": {"weights": (1, 0, 0)},
+    "|θg|": {"weights": (0, 1, 0)},
+    "|g|": {"weights": (0, 0, 1)},
+    "|θ| + |θg|": {"weights": (1, 1, 0)},
+    "|θ| + |g|": {"weights": (1, 0, 1)},
+    "|θg| + |g|": {"weights": (0, 1, 1)},
+    "means": {"normalize": "mean"},
+    "ranks": {"normalize": "rank"},
+    "none": {"normalize": "none"},
+    "product": {"combine": "product"},
+}

@@ -1,0 +1,200 @@
+"""Methods that find their mask before training.
+
+All scores are taken at initialisation with BatchNorm in eval mode, so with the running
+statistics it starts from (mean 0, variance 1): in training mode a filter's first-order
+scores would cancel.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import jaxprune as jp
+from experiments.config import Pruning
+from experiments.data import Split
+from experiments.models import Network
+from experiments.pruners._types import KEEP, Factory, Pruner
+
+
+class Frozen(NamedTuple):
+    """What a score is built from: a network in eval mode, with fixed statistics.
+
+    Attributes:
+      key: a random key.
+      logits: ``logits(params, images, *_)``.
+      loss: ``loss(params, images, labels, *, temperature=1.0)``, the mean cross-entropy
+        of ``logits / temperature``.
+      config: the options.
+    """
+
+    key: jax.Array
+    logits: Callable[..., jax.Array]
+    loss: Callable[..., jax.Array]
+    config: Pruning
+
+
+Score = Callable[..., Any]
+
+
+def one_shot(score: Callable[[Frozen], Score], *, trained: bool = False) -> Factory:
+    """Scores once, and keeps the best of all layers."""
+
+    def factory(config: Pruning, network: Network, steps: int) -> Pruner:
+        del steps
+
+        @jax.jit
+        def scores(key: jax.Array, params: Any, stats: Any, batch: Split) -> Any:
+            return score(freeze(config, network, stats, key))(params, *batch)
+
+        def find(
+            key: jax.Array,
+            params: Any,
+            stats: Any,
+            batch: Split,
+            sparsity: float,
+            inverted: bool = False,
+        ) -> Any:
+            found = scores(key, params, stats, batch)
+            return jp.global_mask(_invert(found) if inverted else found, sparsity)
+
+        return Pruner(find, KEEP, config.warmup if trained else 0)
+
+    return factory
+
+
+def iterative(
+    score: Callable[[Frozen], Score], *, trained: bool = False, whole: bool = False
+) -> Factory:
+    """Scores and prunes in rounds; unless ``whole``, the score sees one image only."""
+
+    def factory(config: Pruning, network: Network, steps: int) -> Pruner:
+        del steps
+
+        @functools.partial(jax.jit, static_argnames=("sparsity", "inverted"))
+        def find(
+            key: jax.Array,
+            params: Any,
+            stats: Any,
+            batch: Split,
+            sparsity: float,
+            inverted: bool = False,
+        ) -> Any:
+            plain = score(freeze(config, network, stats, key))
+            return jp.iterative_mask(
+                (lambda *args: _invert(plain(*args))) if inverted else plain,
+                params,
+                *(batch if whole else (batch.images[:1],)),
+                sparsity=sparsity,
+                rounds=config.rounds,
+            )
+
+        return Pruner(find, KEEP, config.warmup if trained else 0)
+
+    return factory
+
+
+def drive(**options: Any) -> Factory:
+    """DRIVE: dense epochs, then rounds of its score, with the options of `jp.drive`."""
+    return iterative(
+        lambda frozen: jp.drive(frozen.loss, **options), trained=True, whole=True
+    )
+
+
+def force(config: Pruning, network: Network, steps: int) -> Pruner:
+    """SNIP in rounds in which removed weights may come back."""
+    del steps
+
+    @functools.partial(jax.jit, static_argnames=("sparsity", "inverted"))
+    def find(
+        key: jax.Array,
+        params: Any,
+        stats: Any,
+        batch: Split,
+        sparsity: float,
+        inverted: bool = False,
+    ) -> Any:
+        def measure(flow: jp.Flow) -> Any:
+            found = jp.measures.loss_preservation(flow)
+            return _invert(found) if inverted else found
+
+        return jp.force_mask(
+            freeze(config, network, stats, key).loss,
+            params,
+            *batch,
+            sparsity=sparsity,
+            rounds=config.rounds,
+            measure=measure,
+        )
+
+    return Pruner(find, KEEP)
+
+
+def dense(config: Pruning, network: Network, steps: int) -> Pruner:
+    """Removes nothing, in the program of the one-shot methods."""
+    del config, network, steps
+    return Pruner(None, KEEP)
+
+
+def static(config: Pruning, network: Network, steps: int) -> Pruner:
+    """Keeps a random mask."""
+    del config, network, steps
+    return Pruner(erk_mask, KEEP)
+
+
+def freeze(config: Pruning, network: Network, stats: Any, key: jax.Array) -> Frozen:
+    """Fixes the running statistics of a network."""
+
+    def logits(params: Any, images: jax.Array, *_: Any) -> jax.Array:
+        return network.apply(params, stats, images, train=False)[0]
+
+    def loss(
+        params: Any, images: jax.Array, labels: jax.Array, *, temperature: float = 1.0
+    ) -> jax.Array:
+        tempered = logits(params, images) / temperature
+        return optax.softmax_cross_entropy_with_integer_labels(tempered, labels).mean()
+
+    return Frozen(key, logits, loss, config)
+
+
+def _invert(scores: Any) -> Any:
+    return jax.tree.map(jnp.negative, scores)
+
+
+def erk_mask(
+    key: jax.Array,
+    params: Any,
+    stats: Any,
+    batch: Split,
+    sparsity: float,
+    inverted: bool = False,
+) -> Any:
+    """A random mask, as dense in each layer as Erdős-Rényi-kernel says."""
+    del stats, batch, inverted
+    return jp.layerwise_mask(jp.random(key)(params), jp.erk(params, sparsity))
+
+
+def synflow(frozen: Frozen) -> Score:
+    """In double precision: its sums over paths overflow in deep networks."""
+    return jp.synflow(frozen.logits, dtype=jnp.float64)
+
+
+def prospr(frozen: Frozen) -> Score:
+    """Trains on three quarters of the batch, a step each, and scores on the fourth."""
+
+    def score(params: Any, images: jax.Array, labels: jax.Array) -> Any:
+        # The images lie class by class: every fourth is a quarter of each.
+        parts = [(images[i::4], labels[i::4]) for i in range(4)]
+        size = min(len(part) for _, part in parts)
+        steps = jax.tree.map(lambda *x: jnp.stack([y[:size] for y in x]), *parts[:3])
+        return jp.prospr(frozen.loss)(params, steps, *parts[3])
+
+    return score
+
+
+def grasp(frozen: Frozen) -> Score:
+    temperature = frozen.config.grasp_temperature
+    return jp.grasp(functools.partial(frozen.loss, temperature=temperature))

@@ -1,0 +1,151 @@
+"""Where a row's last training starts: the masks, and all that came before them."""
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxprune as jp
+from experiments import imp
+from experiments.imp import Link
+from experiments.lab import Keys, Lab
+from experiments.train import Metrics
+
+
+class Start(NamedTuple):
+    """What is trained from here on; trees have a leading axis of seeds.
+
+    Attributes:
+      mask: the masks.
+      params: the parameters.
+      stats: the running statistics.
+      history: the metrics of the epochs that these have behind them.
+      first: how many epochs these are.
+      score_seconds: median time to score one network and select its mask, compiled;
+        None where nothing is scored.
+      pruning_seconds: everything that one network took so far.
+      fitness: validation accuracy of the networks that K-starts trained, for each seed.
+    """
+
+    mask: Any
+    params: Any
+    stats: Any
+    history: tuple[Metrics, ...] = ()
+    first: int = 0
+    score_seconds: float | None = None
+    pruning_seconds: float = 0.0
+    fitness: list[list[float]] | None = None
+
+
+def dense(lab: Lab) -> Start:
+    """Initialisation, whole."""
+    return Start(lab.whole, lab.params, lab.stats)
+
+
+def warmed_up(lab: Lab, epochs: int) -> Start:
+    """Some dense epochs later."""
+    if not epochs:
+        return dense(lab)
+    lab.train(lab.dense.recipe, lab.whole, range(1))  # Compiles.
+    began = time.perf_counter()
+    state, history = lab.train(lab.dense.recipe, lab.whole, range(epochs))
+    seconds = (time.perf_counter() - began) / lab.config.seeds
+    return Start(
+        lab.whole, state.params, state.stats, tuple(history), epochs, None, seconds
+    )
+
+
+def scored(lab: Lab, start: Start, find: Callable[..., Any], sparsity: float) -> Start:
+    """Finds the masks of all seeds, one network at a time, and times it."""
+    masks, seconds = [], []
+    for seed, batch in enumerate(lab.batches):
+        one = jax.tree.map(lambda x, i=seed: x[i], (start.params, start.stats))
+        found = functools.partial(find, lab.keys.masks[seed], *one, batch, sparsity)
+        if seed == 0:  # Compiles.
+            jax.block_until_ready(found())
+        began = time.perf_counter()
+        masks.append(jax.block_until_ready(found()))
+        seconds.append(time.perf_counter() - began)
+    median = statistics.median(seconds)
+    return start._replace(
+        mask=jax.tree.map(lambda *m: jnp.stack(m), *masks),
+        score_seconds=median,
+        pruning_seconds=start.pruning_seconds + median,
+    )
+
+
+def rewound(lab: Lab, sparsity: float, targets: set[float]) -> Start:
+    """The ticket of iterative pruning; its chain is run when it is first asked for."""
+    saved = warmed_up(lab, lab.config.pruning.rewind)
+    if not lab.tickets:
+        lab.train(lab.dense.recipe, lab.whole, range(1))  # Compiles.
+
+        def train(mask: Any) -> Any:
+            state, _ = lab.train(
+                lab.dense.recipe,
+                mask,
+                range(saved.first, lab.config.epochs),
+                params=saved.params,
+                stats=saved.stats,
+            )
+            return state.params
+
+        fraction = lab.config.pruning.imp_fraction
+        links = imp.chain(train, lab.whole, tuple(targets), fraction)
+        lab.tickets.update({link.sparsity: link for link in links})
+    ticket: Link = lab.tickets[sparsity]
+    seconds = ticket.seconds / lab.config.seeds
+    return saved._replace(mask=ticket.mask, pruning_seconds=seconds)
+
+
+def fittest(lab: Lab, sparsity: float) -> Start:
+    """K-starts' independent mode: k masked networks a seed, of which one goes on.
+
+    All networks of all seeds are one program; those of a seed share its weights and the
+    order of its images. The fittest is the one best on the validation images after the
+    epochs in which K-starts looks for its mask, a fitness of ours: the paper's needs
+    one network that all masks share.
+    """
+    config, k = lab.config, lab.config.pruning.k_independent
+    seeds = config.seeds
+    epochs = max(1, round(config.pruning.select_at * config.epochs))
+    drawn = jax.vmap(lambda key: jax.random.split(key, k))(lab.keys.masks).reshape(-1)
+    repeat = functools.partial(jax.tree.map, lambda x: jnp.repeat(x, k, axis=0))
+    params, stats = repeat((lab.params, lab.stats))
+    masks = _draw(drawn, params, sparsity)
+    keys = Keys(*map(repeat, lab.keys))
+    train = functools.partial(
+        lab.train, lab.dense.recipe, masks, params=params, stats=stats, keys=keys
+    )
+    train(epochs=range(1))  # Compiles.
+    began = time.perf_counter()
+    state, history = train(epochs=range(epochs))
+    seconds = (time.perf_counter() - began) / seeds
+    fitness = np.asarray(history[-1].validation).reshape(seeds, k)
+    best = fitness.argmax(1) + k * np.arange(seeds)
+    chosen = functools.partial(jax.tree.map, lambda x: x[best])
+    return Start(
+        chosen(masks),
+        chosen(state.params),
+        chosen(state.stats),
+        chosen(tuple(history)),
+        epochs,
+        pruning_seconds=seconds,
+        fitness=fitness.tolist(),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="sparsity")
+def _draw(keys: jax.Array, params: Any, sparsity: float) -> Any:
+    """A random mask for every key; one after the other, as each key draws alone."""
+
+    def one(given: tuple[jax.Array, Any]) -> Any:
+        key, params = given
+        return jp.layerwise_mask(jp.random(key)(params), sparsity)
+
+    return jax.lax.map(one, (keys, params))

@@ -1,0 +1,123 @@
+"""What the experiments' methods do to a small network."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprune as jp
+from experiments import compare, data, lab, starts
+from experiments.config import Config, Data, Model, Pruning
+from experiments.pruners import PRUNERS
+
+CONFIG = Config(
+    data=Data("digits", train_size=64, test_size=50),
+    model=Model("lenet", widths=(12, 8)),
+    pruning=Pruning(every=2, k=3, k_independent=3, select_at=0.25, rounds=2),
+    seeds=2,
+    epochs=4,
+    batch_size=16,
+    over_seeds="vmap",
+)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return lab.prepare(CONFIG, data.load(CONFIG.data))
+
+
+def test_two_of_four_are_planned_once_at_their_own_sparsity():
+    pruning = Pruning(methods=("sr_ste", "snip"), sparsities=(0.8, 0.9))
+    rows = compare.plan(Config(pruning=pruning))
+    assert [(row.method, row.sparsity) for row in rows] == [
+        ("dense", 0.0),
+        ("sr_ste", 0.5),
+        ("snip", 0.8),
+        ("snip", 0.9),
+    ]
+    assert pruning.all_sparsities() == [0.5, 0.8, 0.9]
+
+
+def test_independent_k_starts_trains_every_masked_network_alone(small):
+    start = starts.fittest(small, 0.5)
+    fitness = np.array(start.fitness)
+    assert fitness.shape == (2, 3) and start.first == len(start.history) == 1
+
+    best = fitness.argmax(1)
+    keys = [jax.random.split(small.keys.masks[s], 3)[best[s]] for s in range(2)]
+    masks = jax.tree.map(
+        lambda *m: jnp.stack(m),
+        *(
+            jp.layerwise_mask(
+                jp.random(key)(jax.tree.map(lambda x, s=s: x[s], small.params)), 0.5
+            )
+            for s, key in enumerate(keys)
+        ),
+    )
+    for found, drawn in zip(
+        jax.tree.leaves(start.mask), jax.tree.leaves(masks), strict=True
+    ):
+        np.testing.assert_array_equal(found, drawn)
+    state, history = small.train(small.dense.recipe, masks, range(1))
+    np.testing.assert_allclose(history[0].validation, fitness.max(1), atol=0.01)
+    for found, alone in zip(
+        jax.tree.leaves(start.params), jax.tree.leaves(state.params), strict=True
+    ):
+        np.testing.assert_allclose(found, alone, rtol=1e-3, atol=1e-5)
+
+
+def test_ac_dc_takes_turns_and_ends_sparse():
+    config = dataclasses.replace(CONFIG.pruning, every=1, until=0.6)
+    tx = PRUNERS["ac_dc"](config, None, 20).recipe.wrap(optax.sgd(0.1), 0.75, None)
+    params = {"w": jnp.arange(1.0, 9.0).reshape(2, 4)}
+    state, kept = tx.init(params), []
+    update = jax.jit(tx.update)
+    for _ in range(20):
+        updates, state = update({"w": jnp.full((2, 4), -1.0)}, state, params)
+        params = optax.apply_updates(params, updates)
+        kept.append(int(jp.get_mask(state, params)["w"].sum()))
+    # Pruning ends with update 12: phases of 2, dense and sparse, then sparse for good.
+    assert kept == [8, 8, 2, 2] * 3 + [2] * 8
+    np.testing.assert_array_equal(params["w"][0], 0.0)
+    assert (params["w"][1, :2] == 0).all() and (params["w"][1, 2:] > 7).all()
+
+
+@pytest.mark.parametrize("method", ["ste", "top_kast", "sr_ste", "random_dropout"])
+def test_sparse_forward_passes_train_dense_weights(method, small):
+    recipe = small.pruner(method).recipe
+    sparsity = 0.5 if method == "sr_ste" else 0.75
+    state, history = small.train(recipe, small.whole, range(1), sparsity=sparsity)
+    mask = small.trainer.mask(recipe, state, small.keys.masks, sparsity)
+    np.testing.assert_allclose(history[0].sparsity, sparsity, atol=1e-3)
+    kernels = [
+        (np.asarray(m), np.asarray(p))
+        for m, p in zip(
+            jax.tree.leaves(mask), jax.tree.leaves(state.params), strict=True
+        )
+        if m.ndim == 3
+    ]
+    removed = sum((~m).sum() for m, _ in kernels) / sum(m.size for m, _ in kernels)
+    np.testing.assert_allclose(removed, sparsity, atol=1e-3)
+    assert all((p != 0).all() for _, p in kernels)
+    if method in ("ste", "top_kast"):  # The largest of each network are kept.
+        for seed in range(2):
+            kept = np.concatenate([np.abs(p[seed])[m[seed]] for m, p in kernels])
+            lost = np.concatenate([np.abs(p[seed])[~m[seed]] for m, p in kernels])
+            assert kept.min() >= lost.max()
+    if method == "random_dropout":
+        again = small.trainer.mask(recipe, state, small.keys.params, sparsity)
+        assert any(
+            (m != n).any()
+            for m, n in zip(jax.tree.leaves(mask), jax.tree.leaves(again), strict=True)
+        )
+
+
+def test_top_kast_reaches_twice_the_weights_that_it_runs():
+    forward = PRUNERS["top_kast"](CONFIG.pruning, None, 1).recipe.forward
+    params = {"w": jnp.arange(1.0, 9.0).reshape(2, 4)}
+    gradient = jax.grad(forward.sparse(lambda p: p["w"].sum(), 0.75, None))(params)
+    np.testing.assert_array_equal(gradient["w"], [[0, 0, 0, 0], [1, 1, 1, 1]])
+    assert forward.sparse(lambda p: p["w"].sum(), 0.75, None)(params) == 7 + 8
