@@ -105,6 +105,7 @@ def _run(lab: Lab, run: Run, on_epoch: Callable[[], None]) -> Result:
         range(start.first, config.epochs),
         params=start.params,
         stats=start.stats,
+        opt_state=start.opt_state,
         sparsity=run.sparsity,
         on_epoch=on_epoch,
     )
@@ -143,7 +144,13 @@ def _start(lab: Lab, run: Run) -> Start:
         start = start._replace(mask=mask)
     if run.variant == "redrawn":  # A whole training of its own.
         params, stats = lab.init(lab.keys.masks)
-        start = start._replace(params=params, stats=stats, history=(), first=0)
+        start = starts.Start(
+            start.mask,
+            params,
+            stats,
+            score_seconds=start.score_seconds,
+            pruning_seconds=start.pruning_seconds,
+        )
     return start
 
 

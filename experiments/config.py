@@ -73,6 +73,8 @@ class Data:
     """Images carved from the training images, as many of each class."""
     test_size: int | None = None
     """Images to test on; None takes the whole test set."""
+    test_split: str = "test"
+    """What TFDS calls the images to test on."""
     augment: bool = False
     """Random crops (4 pixels of padding) and horizontal flips while training."""
     seed: int = 0
@@ -147,6 +149,8 @@ class Pruning:
     """Of the weights that are left, what a round of iterative pruning removes."""
     rewind: int = 0
     """The epoch that iterative pruning rewinds the weights to; 0 is initialisation."""
+    keep_optimizer: bool = False
+    """Rewind the optimizer's momentum to that epoch, too; else it starts from 0."""
     k: int = 100
     """Random masks that K-starts chooses from."""
     k_independent: int = 10
@@ -184,7 +188,9 @@ class Config:
     batch_size: int = 64
     """Images in a batch, for each network."""
     learning_rate: float = 0.1
-    """At its start; a cosine takes it to 0."""
+    """At its start."""
+    drops: tuple[int, ...] = ()
+    """Epochs after which it falls to a tenth; without any, a cosine takes it to 0."""
     momentum: float = 0.9
     """Nesterov's."""
     weight_decay: float = 5e-4

@@ -64,7 +64,7 @@ def load(config: Data) -> Dataset:
         wanted = config.train_size + config.validation_size
     loader = _digits if config.name == "digits" else _tfds
     images, labels = loader(config, "train", wanted)
-    test = loader(config, "test", config.test_size)
+    test = loader(config, config.test_split, config.test_size)
     train, validation = _stratified(images, labels, config.validation_size, config.seed)
     channels = {"axis": (0, 1, 2), "keepdims": True}
     return Dataset(
@@ -120,16 +120,25 @@ def _tfds(config: Data, split: str, size: int | None) -> Examples:
         )
     except (ValueError, KeyError, NotImplementedError):
         folder = config.dir or DATA_DIR
+        build = f"--file_format=array_record --data_dir={folder}"
+        way = f"download it with\n  tfds build {config.name} {build}"
+        if config.name in _NOT_IN_TFDS:
+            way = (
+                "prepare it yourself, as TFDS has no builder of that name: after\n"
+                f"  tfds new {config.name}\nwrite how its images and labels are read, "
+                f"and in its folder\n  tfds build {build}"
+            )
         raise DatasetMissingError(
             f"No data set {config.name!r} with a {split!r} split, prepared as "
             f"array_record, in {folder}. Pass the TFDS folder that holds it as "
-            "--data.dir=<folder>, or download it with\n"
-            f"  tfds build {config.name} --file_format=array_record "
-            f"--data_dir={folder}"
+            f"--data.dir=<folder>, or {way}"
         ) from None
     examples = source.__getitems__(range(len(source))[:size])
     images = np.stack([example["image"] for example in examples])
     return images, np.array([example["label"] for example in examples])
+
+
+_NOT_IN_TFDS = ("tiny_imagenet",)
 
 
 def _stratified(

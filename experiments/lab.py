@@ -88,11 +88,14 @@ class Lab:
         *,
         params: Any = None,
         stats: Any = None,
+        opt_state: Any = None,
         sparsity: float = 0.0,
         keys: Keys | None = None,
         on_epoch: Callable[[], None] = lambda: None,
     ) -> tuple[State, list[Metrics]]:
         """Trains, from initialisation and with every seed's keys if not told otherwise.
+
+        The optimizer is a new one unless its state is given.
 
         Whatever has a leading axis may have it of another length than the seeds.
         """
@@ -100,7 +103,9 @@ class Lab:
         params = self.params if params is None else params
         stats = self.stats if stats is None else stats
         step = jnp.int32(epochs.start * self.steps)
-        state = self.trainer.start(recipe, params, stats, mask, keys.masks, step)
+        state = self.trainer.start(
+            recipe, params, stats, mask, keys.masks, step, opt_state
+        )
         history = []
         for epoch in epochs:
             epoch_keys = _fold_in(keys.training, epoch)

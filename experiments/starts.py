@@ -24,6 +24,7 @@ class Start(NamedTuple):
       mask: the masks.
       params: the parameters.
       stats: the running statistics.
+      opt_state: the optimizer's; None is that of a new one.
       history: the metrics of the epochs that these have behind them.
       first: how many epochs these are.
       score_seconds: median time to score one network and select its mask, compiled;
@@ -35,6 +36,7 @@ class Start(NamedTuple):
     mask: Any
     params: Any
     stats: Any
+    opt_state: Any = None
     history: tuple[Metrics, ...] = ()
     first: int = 0
     score_seconds: float | None = None
@@ -48,7 +50,7 @@ def dense(lab: Lab) -> Start:
 
 
 def warmed_up(lab: Lab, epochs: int) -> Start:
-    """Some dense epochs later."""
+    """Some dense epochs later, with the optimizer as it is by then."""
     if not epochs:
         return dense(lab)
     lab.train(lab.dense.recipe, lab.whole, range(1))  # Compiles.
@@ -56,7 +58,13 @@ def warmed_up(lab: Lab, epochs: int) -> Start:
     state, history = lab.train(lab.dense.recipe, lab.whole, range(epochs))
     seconds = (time.perf_counter() - began) / lab.config.seeds
     return Start(
-        lab.whole, state.params, state.stats, tuple(history), epochs, None, seconds
+        mask=lab.whole,
+        params=state.params,
+        stats=state.stats,
+        opt_state=state.opt_state,
+        history=tuple(history),
+        first=epochs,
+        pruning_seconds=seconds,
     )
 
 
@@ -74,6 +82,7 @@ def scored(lab: Lab, start: Start, find: Callable[..., Any], sparsity: float) ->
     median = statistics.median(seconds)
     return start._replace(
         mask=jax.tree.map(lambda *m: jnp.stack(m), *masks),
+        opt_state=None,
         score_seconds=median,
         pruning_seconds=start.pruning_seconds + median,
     )
@@ -82,6 +91,8 @@ def scored(lab: Lab, start: Start, find: Callable[..., Any], sparsity: float) ->
 def rewound(lab: Lab, sparsity: float, targets: set[float]) -> Start:
     """The ticket of iterative pruning; its chain is run when it is first asked for."""
     saved = warmed_up(lab, lab.config.pruning.rewind)
+    if not lab.config.pruning.keep_optimizer:
+        saved = saved._replace(opt_state=None)
     if not lab.tickets:
         lab.train(lab.dense.recipe, lab.whole, range(1))  # Compiles.
 
@@ -92,6 +103,7 @@ def rewound(lab: Lab, sparsity: float, targets: set[float]) -> Start:
                 range(saved.first, lab.config.epochs),
                 params=saved.params,
                 stats=saved.stats,
+                opt_state=saved.opt_state,
             )
             return state.params
 
@@ -130,11 +142,12 @@ def fittest(lab: Lab, sparsity: float) -> Start:
     best = fitness.argmax(1) + k * np.arange(seeds)
     chosen = functools.partial(jax.tree.map, lambda x: x[best])
     return Start(
-        chosen(masks),
-        chosen(state.params),
-        chosen(state.stats),
-        chosen(tuple(history)),
-        epochs,
+        mask=chosen(masks),
+        params=chosen(state.params),
+        stats=chosen(state.stats),
+        opt_state=chosen(state.opt_state),
+        history=chosen(tuple(history)),
+        first=epochs,
         pruning_seconds=seconds,
         fitness=fitness.tolist(),
     )

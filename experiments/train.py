@@ -40,8 +40,9 @@ class Trainer(NamedTuple):
     """Compiled functions, once for each `Recipe`.
 
     Attributes:
-      start: ``start(recipe, params, stats, mask, keys, step) -> state``, pruned by
-        ``mask`` and with a new optimizer, whose schedule goes on from ``step``.
+      start: ``start(recipe, params, stats, mask, keys, step, opt_state=None)``, a
+        state pruned by ``mask``, with a new optimizer whose schedule goes on from
+        ``step``, or with the one given.
       epoch: ``epoch(recipe, state, keys, sparsity, dataset) -> (state, metrics)``; the
         state is donated.
       mask: ``mask(recipe, state, keys, sparsity)``, of the networks as they are run.
@@ -58,6 +59,10 @@ def trainer(config: Config, network: Network, steps: int) -> Trainer:
     schedule = optax.cosine_decay_schedule(
         config.learning_rate, decay_steps=steps * config.epochs
     )
+    if config.drops:
+        schedule = optax.piecewise_constant_schedule(
+            config.learning_rate, {steps * epoch: 0.1 for epoch in config.drops}
+        )
 
     unused = jax.random.key(0, impl="rbg")  # After its start, the state has the key.
 
@@ -98,14 +103,20 @@ def trainer(config: Config, network: Network, steps: int) -> Trainer:
         mask: Any,
         keys: jax.Array,
         step: jax.Array,
+        opt_state: Any = None,
     ) -> State:
-        def one(params: Any, stats: Any, mask: Any, key: jax.Array) -> State:
-            opt_state = jp.set_mask(optimizer(recipe, 0.0, key).init(params), mask)
-            opt_state = optax.tree.set(opt_state, count=step)
-            copied = jax.tree.map(jnp.copy, stats)  # The state will be donated.
-            return State(jp.apply_mask(params, mask), copied, opt_state)
+        def one(
+            params: Any, stats: Any, mask: Any, key: jax.Array, opt_state: Any
+        ) -> State:
+            if opt_state is None:
+                opt_state = optimizer(recipe, 0.0, key).init(params)
+                opt_state = optax.tree.set(opt_state, count=step)
+            opt_state = jp.set_mask(opt_state, mask)
+            # Copies, as the state will be donated.
+            rest = jax.tree.map(jnp.copy, (stats, opt_state))
+            return State(jp.apply_mask(params, mask), *rest)
 
-        return over_seeds(one)(params, stats, mask, keys)
+        return over_seeds(one)(params, stats, mask, keys, opt_state)
 
     def mask_of(recipe: Recipe, state: State, key: Any, sparsity: Any) -> Any:
         if recipe.forward is not None:

@@ -51,7 +51,8 @@ PIPELINES = [name for name in NAMES if name not in COMPARISONS]
 def small(name: str) -> Config:
     """A config as it is, but two steps an epoch, on digits, with one block a stage."""
     config = _config(name)
-    model = dataclasses.replace(config.model, blocks=1)
+    widths = tuple(min(width, 16) for width in config.model.widths)
+    model = dataclasses.replace(config.model, blocks=1, widths=widths)
     if model.name == "lenet5":  # It takes larger images than these.
         model = dataclasses.replace(model, name="lenet")
     return dataclasses.replace(
@@ -93,7 +94,11 @@ def test_every_pipeline_runs_for_two_steps_an_epoch(name, tmp_path):
     config = dataclasses.replace(
         config,
         data=Data("digits", train_size=32, test_size=50, augment=config.data.augment),
-        model=dataclasses.replace(config.model, blocks=1),
+        model=dataclasses.replace(
+            config.model,
+            blocks=1,
+            widths=tuple(min(width, 16) for width in config.model.widths),
+        ),
         measures=("loss_preservation",),
         fractions=(0.5,),
         rounds=(1,),
@@ -169,14 +174,21 @@ def test_bad_options_are_refused_before_training(flags, words, capsys, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["mnist_lenet300", "cifar10_resnet20"])
-def test_missing_data_set_says_where_and_how(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("mnist_lenet300", "tfds build mnist"),
+        ("cifar100_resnet56", "tfds build cifar100"),
+        ("tiny_imagenet_mobilenet", "tfds new tiny_imagenet"),
+    ],
+)
+def test_missing_data_set_says_where_and_how(name, command, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         run.main([name, f"--data.dir={tmp_path}", f"--workdir={tmp_path / 'run'}"])
     message = str(stopped.value.code)
     assert str(tmp_path) in message
     assert "--data.dir" in message
-    assert f"tfds build {name.partition('_')[0]}" in message
+    assert command in message
     assert not list(tmp_path.iterdir())  # Nothing was downloaded or begun.
 
 
@@ -292,6 +304,8 @@ SIZES = {  # Lubana & Dick's code, He et al., torchvision, Caffe, LeCun et al.
     "resnet20": [((32, 32, 3), 10, 269_722)],
     "resnet18": [((32, 32, 3), 10, 11_173_962)],
     "resnet50": [((224, 224, 3), 1000, 25_557_032)],
+    # 13 kernels of 3x3, a scale and a bias of BatchNorm for 4,224 filters, one layer.
+    "vgg16": [((32, 32, 3), 10, 9 * 1_634_496 + 2 * 4_224 + 5_130)],
     "lenet300": [((28, 28, 1), 10, 266_610)],
     "lenet5": [((28, 28, 1), 10, 431_080)],
     # Embedding and positions; 6 x (4 in attention, 2 in the MLP, norms); norm; output.

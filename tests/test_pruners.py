@@ -1,6 +1,7 @@
 """What the experiments' methods do to a small network."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,43 @@ def test_independent_k_starts_trains_every_masked_network_alone(small):
         jax.tree.leaves(start.params), jax.tree.leaves(state.params), strict=True
     ):
         np.testing.assert_allclose(found, alone, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("keep_optimizer", [False, True])
+def test_tickets_start_from_the_saved_weights_bit_for_bit(keep_optimizer, monkeypatch):
+    pruning = dataclasses.replace(
+        CONFIG.pruning, rewind=1, keep_optimizer=keep_optimizer, imp_fraction=0.5
+    )
+    config = dataclasses.replace(CONFIG, pruning=pruning, epochs=2)
+    own = lab.prepare(config, data.load(config.data))
+    began = []
+    begin = own.trainer.start
+
+    def spied(*args):
+        began.append(jax.device_get(begin(*args)))
+        return begin(*args)
+
+    monkeypatch.setattr(own, "trainer", own.trainer._replace(start=spied))
+    start = starts.rewound(own, 0.75, {0.75})
+    saved, _ = own.train(own.dense.recipe, own.whole, range(1))
+    momentum = optax.tree.get(saved.opt_state, "trace")
+
+    rounds = [s for s in began if optax.tree.get(s.opt_state, "count")[0] == 4]
+    assert len(rounds) == 2  # Whole, and at 50 %; 75 % is trained by the row.
+    masks = [jp.get_mask(s.opt_state, s.params) for s in rounds] + [start.mask]
+    for state, mask in zip(rounds, masks, strict=False):
+        for p, first, m in zip(
+            *map(jax.tree.leaves, (state.params, saved.params, mask)), strict=True
+        ):
+            np.testing.assert_array_equal(p, np.where(m, first, 0))
+        for v, first in zip(
+            *map(jax.tree.leaves, (optax.tree.get(state.opt_state, "trace"), momentum)),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(v, first if keep_optimizer else 0 * first)
+    for before, after in itertools.pairwise(masks):
+        for b, a in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+            assert not np.any(a & ~b)
 
 
 def test_ac_dc_takes_turns_and_ends_sparse():

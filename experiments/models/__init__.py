@@ -74,6 +74,7 @@ PUBLISHED = {
     "lenet300": Model("lenet", (300, 100)),
     "lenet5": Model("lenet5", (20, 50, 500)),  # Caffe's, as in SNIP's paper.
     "vgg13": Model("vgg", (64, 128, 256, 512, 512), 2),
+    "vgg16": Model("vgg", (64, 128, 256, 512, 512), (2, 2, 3, 3, 3)),
     "mobilenet_v1": Model("mobilenet", _MOBILE),
     "resnet18": Model("resnet", _WIDE, 2, shortcut="project"),
     "resnet20": Model("resnet", (16, 32, 64), 3),
