@@ -49,22 +49,28 @@ def k_starts(
     *,
     select_at: int,
     fitness: str = "both",
+    mode: str = "shared",
     prunable: Prunable = matrices,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps the fittest of k random masks: the last link of an optax chain.
 
-    Training is dense until update ``select_at``, which draws the k masks, keeps the
-    fittest and prunes by it; nothing is reset. A mask :math:`m` is as fit as the share
-    of the weights' magnitude, and of the gradients' gathered so far, that it keeps,
+    Training is dense, or through the union of the k masks, until update ``select_at``,
+    which keeps the fittest and prunes by it; nothing is reset. A mask :math:`m` is as
+    fit as the share of the weights' magnitude, and of the gradients' gathered so far,
+    that it keeps,
 
     .. math:: F = \frac{1}{n} \sum_{l=1}^{n} \frac{\sum_{i \in l} m_i x_i}
                                                   {\sum_{i \in l} x_i},
               \qquad x = |\theta| \text{ or } \sum_{t} |g_t|,
 
     the mean over the n prunable leaves, and for "both" over the two. Our reading of a
-    paper of which only the abstract was at hand: dense training before the choice, the
+    paper of which only the abstract was at hand: what is trained before the choice, the
     share leaf by leaf (else wide layers decide) and the sum over all updates from the
-    first to ``select_at`` are choices. The masks keep equal counts, so with n weights
+    first to ``select_at`` are choices. Two other readings need no link. In turns, every
+    step trains through another mask: `forward_sparse` with
+    ``layerwise_mask(random(keys[step % k])(params), sparsity)`` as both of its masks,
+    ``keys = jax.random.split(key, k)``. Apart, k networks with a mask each are trained
+    by one ``vmap`` over those keys. The masks keep equal counts, so with n weights
     their shares differ by some :math:`1 / \sqrt n` only: look at the ``fitness`` in the
     state before reading much into the winner.
 
@@ -82,6 +88,9 @@ def k_starts(
         a tree of numbers such as `erk` returns.
       select_at: the update that makes the choice, at least 1.
       fitness: "magnitude" of the weights that it is given, "gradient" or "both".
+      mode: what is trained before the choice. "shared": all weights, dense. "union":
+        those that any of the k masks keeps; the others are 0 from the first update on,
+        from the first step on after ``apply_mask(params, get_mask(state, params))``.
       prunable: which leaves take part.
 
     Returns:
@@ -93,8 +102,8 @@ def k_starts(
 
     Raises:
       ValueError: if ``sparsity`` is outside [0, 1), ``k`` or ``select_at`` less than 1,
-        or ``fitness`` none of the three; at update, without ``params``, or if ``grad``
-        does not match them.
+        or ``fitness`` or ``mode`` none of those named; at update, without ``params``,
+        or if ``grad`` does not match them.
       TypeError: at update, if a leaf is not floating.
 
     Example:
@@ -125,12 +134,32 @@ def k_starts(
             f"fitness is 'magnitude', 'gradient' or 'both'; got {fitness!r}. It says "
             "which share a random mask should keep most of."
         )
+    if mode not in ("shared", "union"):
+        raise ValueError(
+            f"mode is 'shared' or 'union'; got {mode!r}. It says what is trained until "
+            "the choice: all weights, or those that any of the masks keeps."
+        )
     by_weight, by_gradient = _FITNESS[fitness]
 
+    def drawn(key: jax.Array, params: Params, prior: Mask) -> Mask:
+        noise = zeros_first(random(key)(params), apply_mask(params, prior))
+        return layerwise_mask(noise, sparsity, prunable=prunable, prior=prior)
+
+    def union(params: Params, whole: Mask) -> Mask:
+        def turn(found: Mask, key: jax.Array) -> tuple[Mask, None]:
+            mask = drawn(key, params, whole)
+            return jax.tree.map(jnp.logical_or, found, mask), None
+
+        nothing = jax.tree.map(jnp.zeros_like, whole)
+        return jax.lax.scan(turn, nothing, jax.random.split(key, k))[0]
+
     def init(params: Params) -> KStartsState:
+        mask = initial_mask(None, params)
+        if mode == "union" and jax.tree.leaves(params):
+            mask = union(params, mask)
         return KStartsState(
             step=jnp.zeros([], jnp.int32),
-            mask=initial_mask(None, params),
+            mask=mask,
             evidence=_no_evidence(params) if by_gradient else (),
             fitness=jnp.zeros(k, jnp.float32),
             key=jnp.array(jax.random.key_data(key), copy=True),
@@ -160,19 +189,14 @@ def k_starts(
 
         def selected(value: tuple[Mask, jax.Array]) -> tuple[Mask, jax.Array]:
             prior, _ = value
-            masked = apply_mask(given, prior)
             impl = jax.random.key_impl(key)
             keys = jax.random.split(jax.random.wrap_key_data(state.key, impl=impl), k)
             flags = select_prunable(given, prunable)
             signals = [jax.tree.map(jnp.abs, widened(given))] * by_weight
             signals += [evidence] * by_gradient
 
-            def drawn(key: jax.Array) -> Mask:
-                noise = zeros_first(random(key)(given), masked)
-                return layerwise_mask(noise, sparsity, prunable=prunable, prior=prior)
-
             def turn(best: tuple[Mask, jax.Array], key: jax.Array) -> Any:
-                mask = drawn(key)
+                mask = drawn(key, given, prior)
                 fit = jnp.mean(jnp.stack([_share(mask, x, flags) for x in signals]))
                 better = ~(fit <= best[1])  # Of equals the first; NaN beats nothing.
                 return jax.tree.map(

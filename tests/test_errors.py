@@ -512,6 +512,11 @@ BAD_CALLS = {
         ValueError,
         "'magnitude', 'gradient' or 'both'; got 'loss'",
     ),
+    "mode of k_starts": (
+        lambda: jp.k_starts(KEY, 2, 0.5, select_at=1, mode="turns"),
+        ValueError,
+        "mode is 'shared' or 'union'; got 'turns'",
+    ),
     "sparsities of one leaf only": (
         lambda: _updated(
             jp.k_starts(KEY, 2, {"dense": {"kernel": 0.5}}, select_at=1), PARAMS

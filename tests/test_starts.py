@@ -119,6 +119,30 @@ def test_k_starts_in_numpy(fitness, sparsity, extra):
             chex.assert_trees_all_close(found, evidence, rtol=1e-5)
 
 
+def test_the_union_is_trained_until_one_of_its_masks_is_chosen():
+    each = dict.fromkeys(SHAPES, 0.8)
+    candidates = _candidates(3, each)
+    either = jax.tree.map(lambda *m: np.any(m, axis=0), *candidates)
+    link = jp.k_starts(KEY, 3, 0.8, select_at=4, mode="union")
+    tx = optax.chain(optax.sgd(0.1), link)
+    chex.assert_trees_all_equal(jp.get_mask(tx.init(START), START), either)
+    for k, (_, given, state, params) in enumerate(_run(tx, 5), start=1):
+        mask = jp.get_mask(state, params)
+        assert_pruned_are_zero(params, mask)
+        if k < 4:
+            chex.assert_trees_all_equal(mask, either)
+        if k == 4:
+            shares = [_shares(m, given) for m in candidates]
+            seen = optax.tree.get(state, "evidence")
+            shares = np.mean([shares, [_shares(m, seen) for m in candidates]], axis=0)
+            np.testing.assert_allclose(
+                optax.tree.get(state, "fitness"), shares, rtol=1e-5
+            )
+            chosen = candidates[np.argmax(shares)]
+        if k >= 4:
+            chex.assert_trees_all_equal(mask, chosen)
+
+
 def test_the_candidates_differ_and_another_key_draws_others():
     def winner(key):
         tx = jp.k_starts(key, 1, 0.5, select_at=1)
