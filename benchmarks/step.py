@@ -10,11 +10,9 @@ dense total, for "due" the whole due step over the median dense step.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
@@ -22,6 +20,7 @@ import tyro
 import jaxprune as jp
 from benchmarks._measure import Bar, in_turn, show
 from benchmarks._models import Networks, Problem
+from benchmarks._steps import train_step
 
 _SPARSITY = 0.9
 _NETWORKS = Networks(batch_size=256, widths=(3072, 2048, 1792, 10), side=16)
@@ -65,11 +64,11 @@ def _measure(problem: Problem, options: Options) -> list[Row]:
     )
     gradual = jp.gradual(schedule, every=options.every)
     steps = {
-        "dense": _step(problem, adamw),
-        "dense, again": _step(problem, adamw),
-        "keep_sparse": _step(problem, optax.chain(adamw, jp.keep_sparse(mask))),
-        "sparse": _step(problem, jp.sparse(adamw, mask)),
-        "gradual": _step(problem, optax.chain(adamw, gradual)),
+        "dense": train_step(problem, adamw),
+        "dense, again": train_step(problem, adamw),
+        "keep_sparse": train_step(problem, optax.chain(adamw, jp.keep_sparse(mask))),
+        "sparse": train_step(problem, jp.sparse(adamw, mask)),
+        "gradual": train_step(problem, optax.chain(adamw, gradual)),
     }
     times = {
         name: spent.reshape(options.runs, options.every)
@@ -94,30 +93,6 @@ def _measure(problem: Problem, options: Options) -> list[Row]:
     due = times["gradual"][:, -1]
     add("gradual, due", due, due / dense, 2.0 if large else None)
     return rows
-
-
-def _step(
-    problem: Problem, tx: optax.GradientTransformation
-) -> Callable[[], tuple[Any, Any]]:
-    """A function that takes the next step, of a state of its own."""
-
-    def step(params: Any, opt_state: Any, *batch: Any) -> tuple[Any, Any]:
-        gradient = jax.grad(problem.loss)(params, *batch)
-        updates, opt_state = tx.update(gradient, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    params = jax.tree.map(jnp.copy, problem.params)
-    state = (params, tx.init(params))
-    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(*state, *problem.batch)
-    compiled = lowered.compile()
-    jax.block_until_ready(compiled(*jax.tree.map(jnp.copy, state), *problem.batch))
-
-    def take() -> tuple[Any, Any]:
-        nonlocal state
-        state = compiled(*state, *problem.batch)
-        return state
-
-    return take
 
 
 def main(options: Options) -> None:

@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxprune as jp
-from benchmarks import scoring, selection, shrink, step
+from benchmarks import _argsort, dynamic, scoring, selection, shrink, step
 from benchmarks._measure import Bar, in_turn, ratio
 from benchmarks._models import Networks
 from experiments.config import Model
@@ -58,6 +59,55 @@ def test_step_times_every_transform(network, monkeypatch, capsys):
     monkeypatch.setattr(step, "measure", lambda _: rows)
     step.main(options)
     assert "to dense" in capsys.readouterr().out
+
+
+def test_dynamic_times_due_steps_apart(monkeypatch, capsys):
+    options = dynamic.Options(
+        steps=("rigl", "ste", "argsort rigl"),
+        runs=2,
+        every=2,
+        networks=Networks(names=()),
+        vmapped=Networks(names=("mlp",), batch_size=4, widths=(8, 16, 12)),
+        seeds=2,
+    )
+    rows = dynamic.measure(options)
+    assert {row.problem for row in rows} == {"2 x MLP"}
+    found = {row.step: row for row in rows}
+    assert list(found) == ["dense", "dense, again", *options.steps]
+    assert found["dense"].off_ratio == 1 and np.isnan(found["dense"].due_seconds)
+    assert np.isnan(found["ste"].off_ratio) and found["ste"].due_seconds > 0
+    assert [bool(row.bars) for row in rows] == [False, False, True, False, False]
+    monkeypatch.setattr(dynamic, "measure", lambda _: rows)
+    dynamic.main(options)
+    assert "argsort rigl" in capsys.readouterr().out
+
+
+def test_the_bar_of_due_steps_is_that_of_large_networks():
+    row = dynamic.Row("MLP", "rigl", 1.0, 1.0, 2.0, 2.0, ())
+    bars = dynamic._with_bars(row, {"argsort rigl": 30.0}, large=True).bars
+    assert [bar.value for bar in bars] == [1.0, 15.0]
+    assert len(dynamic._with_bars(row, {"argsort rigl": 30.0}, large=False).bars) == 1
+
+
+def test_the_restated_rigl_moves_as_many_weights_as_ours():
+    key = jax.random.key(0)
+    params = {"w": jax.random.normal(key, (6, 10))}
+    gradient = {"w": jax.random.normal(jax.random.key(1), (6, 10))}
+    mask = jp.layerwise_mask(jp.magnitude(params), 0.5)
+    params = jp.apply_mask(params, mask)
+    theirs = _argsort.wrap(optax.sgd(0.1), mask, _argsort.rigl(0.3), 1)
+    ours = jp.rigl(optax.sgd(0.1), mask, every=2, until=3, drop_fraction=0.3)
+    _, moved = theirs.update(gradient, theirs.init(params), params)
+    state = ours.init(params)
+    for _ in range(2):
+        _, state = ours.update(gradient, state, params)
+    weights, size = np.asarray(params["w"]), np.abs(np.asarray(gradient["w"]))
+    active = np.asarray(mask["w"])
+    small = np.sort(np.abs(weights[active]))[round(0.3 * active.sum()) - 1]
+    large = np.sort(size[~active])[-round(0.3 * active.sum())]
+    expected = np.where(active, np.abs(weights) > small, size >= large)
+    np.testing.assert_array_equal(moved.mask["w"], expected)
+    assert int(jp.get_mask(state, params)["w"].sum()) == expected.sum()
 
 
 TINY = Model("vgg", (8, 16), 1)

@@ -1,0 +1,53 @@
+"""A train step that a benchmark calls over and over, on the state it left."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from benchmarks._models import Problem
+
+
+def train_step(
+    problem: Problem,
+    tx: optax.GradientTransformation,
+    *,
+    loss: Callable[..., jax.Array] | None = None,
+    params: Any = None,
+    seeds: int | None = None,
+) -> Callable[[], tuple[Any, Any]]:
+    """A function that takes the next step, compiled, its state donated.
+
+    Args:
+      problem: the network and its batch.
+      tx: the optimizer.
+      loss: another loss than the problem's.
+      params: other weights than the problem's to start from.
+      seeds: so many networks in one vmapped step; None is one, without vmap.
+    """
+    gradient_fn = jax.grad(problem.loss if loss is None else loss)
+
+    def step(params: Any, opt_state: Any, *batch: Any) -> tuple[Any, Any]:
+        gradient = gradient_fn(params, *batch)
+        updates, opt_state = tx.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    init = tx.init
+    params = jax.tree.map(jnp.copy, problem.params if params is None else params)
+    if seeds is not None:
+        batched = (0, 0, *[None] * len(problem.batch))
+        step, init = jax.vmap(step, in_axes=batched), jax.vmap(init)
+        params = jax.tree.map(lambda p: jnp.stack([p] * seeds), params)
+    state = (params, init(params))
+    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(*state, *problem.batch)
+    compiled = lowered.compile()
+    jax.block_until_ready(compiled(*jax.tree.map(jnp.copy, state), *problem.batch))
+
+    def take() -> tuple[Any, Any]:
+        nonlocal state
+        state = compiled(*state, *problem.batch)
+        return state
+
+    return take
