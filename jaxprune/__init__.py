@@ -55,5 +55,10 @@ from jaxprune._transforms import SparseWrapperState as SparseWrapperState
 from jaxprune._transforms import gradual as gradual
 from jaxprune._transforms import keep_sparse as keep_sparse
 from jaxprune._transforms import sparse as sparse
+from jaxprune._triggers import EarlyCropState as EarlyCropState
+from jaxprune._triggers import EpiState as EpiState
+from jaxprune._triggers import Trigger as Trigger
+from jaxprune._triggers import earlycrop_trigger as earlycrop_trigger
+from jaxprune._triggers import epi_trigger as epi_trigger
 
 __version__ = "0.1.0"

@@ -72,6 +72,7 @@ TAKES_SPARSITY = {
     "dissipating": lambda s: jp.dissipating(s, every=2, until=None),
     "granet": lambda s: jp.granet(SGD, s, every=2, until=4),
     "drop_fraction": lambda s: _rigl(drop_fraction=s),
+    "earlycrop_trigger": lambda s: jp.earlycrop_trigger(s),
     "hyperbolic_schedule": lambda s: jp.hyperbolic_schedule(s, 3),
     "exponential_schedule": lambda s: jp.exponential_schedule(s, 3),
 }
@@ -187,6 +188,7 @@ def test_one_emptied_leaf_is_legal():
 TAKES_TREE = {
     "k_starts": lambda p: _updated(jp.k_starts(KEY, 2, 0.5, select_at=1), p),
     "dissipating": lambda p: _updated(jp.dissipating(0.5, every=2, until=None), p),
+    "earlycrop_trigger": lambda p: jp.earlycrop_trigger(0.5).init(p),
     "magnitude": lambda p: jp.magnitude(p),
     "random": lambda p: jp.random(jax.random.key(0))(p),
     "snip": lambda p: jp.snip(_loss)(p, X),
@@ -254,6 +256,8 @@ SELECTS = {
         lambda p: jnp.sum(p["bias"]), BIAS, sparsity=0.5, rounds=1, **k
     ),
     "drive": lambda **k: jp.drive(lambda p: jnp.sum(p["bias"]), **k)(BIAS),
+    "earlycrop_trigger": lambda **k: jp.earlycrop_trigger(0.5, **k).init(BIAS),
+    "epi_trigger": lambda **k: jp.epi_trigger(0.9, **k).init(BIAS),
     "sparsity": lambda **k: jp.sparsity({"bias": jnp.ones(3, bool)}, BIAS, **k),
     "summary": lambda **k: jp.summary(BIAS, {"bias": jnp.ones(3, bool)}, **k),
     "gradual": lambda **k: _updated(jp.gradual(0.5, **k), BIAS),
@@ -732,6 +736,30 @@ BAD_CALLS = {
         lambda: jp.shuffle_mask(KEY, {"w": jnp.ones((0, 2), bool)}),
         ValueError,
         "mask has no leaves, or only empty ones",
+    ),
+    "earlycrop of other parameters": (
+        lambda: jp.earlycrop_trigger(0.5).update(
+            _dense(PARAMS, bias=None), jp.earlycrop_trigger(0.5).init(PARAMS)
+        ),
+        ValueError,
+        "params must have.*of the reference.*dense/bias",
+    ),
+    "epi threshold in percent": (
+        lambda: jp.epi_trigger(98.3),
+        ValueError,
+        r"threshold.*\(0, 1\].*got 98.3",
+    ),
+    "epi without a window": (
+        lambda: jp.epi_trigger(0.9, window=0),
+        ValueError,
+        "window must be.*earlier masks.*at least 1",
+    ),
+    "epi of another tree": (
+        lambda: jp.epi_trigger(0.9).update(
+            _dense(TRUE, bias=None), jp.epi_trigger(0.9).init(PARAMS)
+        ),
+        ValueError,
+        "mask has 1 leaves.*given 2",
     ),
     "sparsity of nothing": (lambda: jp.sparsity({}), ValueError, "no leaves"),
     "keep_sparse without params": (
