@@ -25,6 +25,7 @@ from jaxprune._iterative import force_mask as force_mask
 from jaxprune._iterative import iterative_mask as iterative_mask
 from jaxprune._k_starts import KStartsState as KStartsState
 from jaxprune._k_starts import k_starts as k_starts
+from jaxprune._lamp import lamp as lamp
 from jaxprune._masks import apply_mask as apply_mask
 from jaxprune._masks import global_mask as global_mask
 from jaxprune._masks import layerwise_mask as layerwise_mask

@@ -15,8 +15,8 @@ from jaxprune._types import Mask, Params, Prunable, Real
 class Trigger(NamedTuple):
     """Two pure functions, as an optax transformation is: when to prune.
 
-    ``init(params) -> state``, and ``update(tree, state) -> (due, state)``, where ``due``
-    is a scalar bool. Both may be jitted; the state has fixed types.
+    ``init(params) -> state``, and ``update(tree, state) -> (due, state)``: ``due`` is a
+    scalar bool. Both may be jitted; the state has fixed types.
     """
 
     init: Callable[[Params], Any]

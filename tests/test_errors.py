@@ -190,6 +190,7 @@ TAKES_TREE = {
     "dissipating": lambda p: _updated(jp.dissipating(0.5, every=2, until=None), p),
     "earlycrop_trigger": lambda p: jp.earlycrop_trigger(0.5).init(p),
     "magnitude": lambda p: jp.magnitude(p),
+    "lamp": lambda p: jp.lamp(p),
     "random": lambda p: jp.random(jax.random.key(0))(p),
     "snip": lambda p: jp.snip(_loss)(p, X),
     "biased_loss": lambda p: jp.biased_loss(_loss)(p, X),
@@ -760,6 +761,13 @@ BAD_CALLS = {
         ),
         ValueError,
         "mask has 1 leaves.*given 2",
+    ),
+    "lamp of a giant leaf": (
+        lambda: jax.eval_shape(
+            jp.lamp, {"w": jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32)}
+        ),
+        ValueError,
+        r"leaf w has 2147483648",
     ),
     "sparsity of nothing": (lambda: jp.sparsity({}), ValueError, "no leaves"),
     "keep_sparse without params": (
