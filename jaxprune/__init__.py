@@ -6,6 +6,7 @@
 from jaxprune import measures as measures
 from jaxprune import structured as structured
 from jaxprune._allocation import erk as erk
+from jaxprune._blocks import block_mask as block_mask
 from jaxprune._cost import Cost as Cost
 from jaxprune._cost import cost as cost
 from jaxprune._dissipating import DissipatingState as DissipatingState

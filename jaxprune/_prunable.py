@@ -5,6 +5,7 @@ They read paths, shapes and dtypes only, so they work on parameters, scores, tra
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -66,36 +67,51 @@ def by_path(pattern: str) -> Prunable:
     return prunable
 
 
-def divisible_by(m: int, *, axis: int = -2) -> Prunable:
+def divisible_by(m: int | Sequence[int], *, axis: int | Sequence[int] = -2) -> Prunable:
     """Selects the matrices whose reduction axis can be cut into groups of ``m``.
 
-    For N:M sparsity: the other leaves stay dense, and `jaxprune.summary` lists them.
+    For N:M and block sparsity: the other leaves stay dense, and `jaxprune.summary`
+    lists them.
 
     Args:
-      m: the size of a group, at least 1.
-      axis: the axis that must be a multiple of ``m``; -2 is the reduction axis of Flax
-        kernels.
+      m: the size of a group, at least 1; with several axes, one size for each.
+      axis: the axis that must be a multiple of ``m``, or several; -2 is the reduction
+        axis of Flax kernels.
 
     Returns:
       A function ``prunable(params)`` to a tree of Python bools.
 
     Raises:
-      ValueError: if ``m`` is not a whole number of at least 1.
+      ValueError: if ``m`` is not a whole number of at least 1, or there is not one for
+        every axis.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
-      >>> jp.divisible_by(4)({"stem": jnp.zeros((3, 8)), "body": jnp.zeros((8, 8))})
+      >>> params = {"stem": jnp.zeros((3, 8)), "body": jnp.zeros((8, 8))}
+      >>> jp.divisible_by(4)(params)
       {'body': True, 'stem': False}
+      >>> jp.divisible_by((1, 8), axis=(-2, -1))(params)
+      {'body': True, 'stem': True}
     """
-    _checks.check_count(m, "m", "weights in a group")
+    sizes = (m,) if not isinstance(m, Sequence) else tuple(m)
+    axes = (axis,) if not isinstance(axis, Sequence) else tuple(axis)
+    if len(sizes) != len(axes):
+        raise ValueError(
+            f"m must have one size for every axis; got m={m} and axis={axis}. For "
+            "blocks pass axis=(-2, -1)."
+        )
+    for size in sizes:
+        _checks.check_count(size, "m", "weights in a group")
+
+    def divides(p: Any) -> bool:
+        return all(
+            -p.ndim <= a < p.ndim and p.shape[a] % size == 0
+            for size, a in zip(sizes, axes, strict=True)
+        )
 
     def prunable(params: Params) -> Any:
         return jax.tree.map(
-            lambda p, is_matrix: (
-                is_matrix and -p.ndim <= axis < p.ndim and p.shape[axis] % m == 0
-            ),
-            params,
-            matrices(params),
+            lambda p, is_matrix: is_matrix and divides(p), params, matrices(params)
         )
 
     return prunable

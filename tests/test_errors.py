@@ -62,6 +62,7 @@ TAKES_SPARSITY = {
     "layerwise_mask, tree": lambda s: jp.layerwise_mask(
         SCORES, {"dense": {"kernel": s, "bias": 0.0}}
     ),
+    "block_mask": lambda s: jp.block_mask(SCORES, s, (2, 3)),
     "erk": lambda s: jp.erk(PARAMS, s),
     "iterative_mask": lambda s: jp.iterative_mask(
         jp.magnitude, PARAMS, sparsity=s, rounds=2
@@ -131,6 +132,7 @@ TAKES_MASK = {
     "set_mask": lambda m: jp.set_mask(jp.keep_sparse().init(PARAMS), m),
     "global_mask, prior": lambda m: jp.global_mask(SCORES, 0.5, prior=m),
     "layerwise_mask, prior": lambda m: jp.layerwise_mask(SCORES, 0.5, prior=m),
+    "block_mask, prior": lambda m: jp.block_mask(SCORES, 0.5, (2, 3), prior=m),
     "sparsity": lambda m: jp.sparsity(m, PARAMS),
     "summary": lambda m: jp.summary(PARAMS, m),
 }
@@ -209,6 +211,7 @@ TAKES_TREE = {
     "global_mask": lambda p: jp.global_mask(p, 0.5),
     "layerwise_mask": lambda p: jp.layerwise_mask(p, 0.5),
     "n_m_mask": lambda p: jp.n_m_mask(p, 2, 4),
+    "block_mask": lambda p: jp.block_mask(p, 0.5, (2, 3)),
 }
 each_tree_taker = pytest.mark.parametrize(
     "call", TAKES_TREE.values(), ids=TAKES_TREE.keys()
@@ -249,6 +252,7 @@ SELECTS = {
     "global_mask": lambda **k: jp.global_mask(BIAS, 0.5, **k),
     "layerwise_mask": lambda **k: jp.layerwise_mask(BIAS, 0.5, **k),
     "n_m_mask": lambda **k: jp.n_m_mask(BIAS, 2, 4, **k),
+    "block_mask": lambda **k: jp.block_mask(BIAS, 0.5, (2, 3), **k),
     "erk": lambda **k: jp.erk(BIAS, 0.5, **k),
     "iterative_mask": lambda **k: jp.iterative_mask(
         jp.magnitude, BIAS, sparsity=0.5, rounds=1, **k
@@ -340,6 +344,7 @@ TAKES_SCORES = {
     "global_mask": lambda s: jp.global_mask(s, 0.5),
     "layerwise_mask": lambda s: jp.layerwise_mask(s, 0.5),
     "n_m_mask": lambda s: jp.n_m_mask(s, 2, 4),
+    "block_mask": lambda s: jp.block_mask(s, 0.5, (2, 1)),
 }
 
 
@@ -420,6 +425,42 @@ BAD_CALLS = {
         lambda: jp.n_m_mask(SCORES, 2, 4, axis=-1),
         ValueError,
         r"dense/kernel.*\(4, 6\).*6 entries.*axis -1.*m=4.*jp.divisible_by\(4\)",
+    ),
+    "block does not divide": (
+        lambda: jp.block_mask(SCORES, 0.5, (2, 4)),
+        ValueError,
+        r"dense/kernel.*\(4, 6\).*blocks of \(2, 4\).*"
+        r"jp.divisible_by\(\(2, 4\), axis=\(-2, -1\)\)",
+    ),
+    "block of a vector": (
+        lambda: jp.block_mask(SCORES, 0.5, (1, 1), prunable=jp.by_path("bias")),
+        ValueError,
+        "dense/bias.*last two axes",
+    ),
+    "block of three axes": (
+        lambda: jp.block_mask(SCORES, 0.5, (2, 2, 2)),
+        ValueError,
+        r"block must be.*such as \(4, 4\).*\(2, 2, 2\)",
+    ),
+    "block of nothing": (
+        lambda: jp.block_mask(SCORES, 0.5, (0, 1)),
+        ValueError,
+        "block must be.*at least 1; got 0",
+    ),
+    "block, unknown scope": (
+        lambda: jp.block_mask(SCORES, 0.5, (2, 3), scope="layer"),
+        ValueError,
+        "scope must be one of 'global', 'layerwise'; got 'layer'",
+    ),
+    "block, unknown reduce": (
+        lambda: jp.block_mask(SCORES, 0.5, (2, 3), reduce="norm"),
+        ValueError,
+        "reduce must be one of 'sum', 'max'; got 'norm'",
+    ),
+    "divisible by sizes for other axes": (
+        lambda: jp.divisible_by((2, 4)),
+        ValueError,
+        r"one size for every axis.*axis=-2.*axis=\(-2, -1\)",
     ),
     "axis out of range": (
         lambda: jp.n_m_mask(SCORES, 2, 4, axis=2),

@@ -32,19 +32,28 @@ BUILDERS = {
         s, jax.tree.map(lambda _: p, s), **kw
     ),
 }
+BLOCK = (4, 8)
+BLOCK_BUILDERS = {
+    "block": lambda s, p, **kw: jp.block_mask(s, p, BLOCK, **kw),
+    "block, layerwise": lambda s, p, **kw: jp.block_mask(
+        s, p, BLOCK, scope="layerwise", **kw
+    ),
+}
+BUILDERS |= BLOCK_BUILDERS
+LAYERWISE = ("layerwise", "layerwise, tree", "block, layerwise")
 each_builder = pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS.keys())
+TAKES_PRIOR = ["global", "global, min_keep", "layerwise", *BLOCK_BUILDERS]
 takes_prior = pytest.mark.parametrize(
-    "build",
-    [BUILDERS[name] for name in ("global", "global, min_keep", "layerwise")],
-    ids=["global", "global, min_keep", "layerwise"],
+    "build", [BUILDERS[name] for name in TAKES_PRIOR], ids=TAKES_PRIOR
 )
 
 
 def expected_removed(build, sparsity):
-    by_leaf = build in (BUILDERS["layerwise"], BUILDERS["layerwise, tree"])
-    sizes = [SIZES[name] for name in PRUNABLE]
+    by_leaf = build in [BUILDERS[name] for name in LAYERWISE]
+    unit = 32 if build in BLOCK_BUILDERS.values() else 1  # Weights that go together.
+    sizes = [SIZES[name] // unit for name in PRUNABLE]
     sizes = sizes if by_leaf else [sum(sizes)]
-    return sum(round(sparsity * size) for size in sizes)
+    return unit * sum(round(sparsity * size) for size in sizes)
 
 
 @each_builder
@@ -70,10 +79,18 @@ def test_like_the_scores_and_bool(build):
 @each_builder
 def test_what_is_not_prunable_is_kept(build):
     assert build(scores_like(), 0.9)["bias"].all()
-    mask = build(scores_like(), 0.5, prunable=jp.by_path("bias"))
+    mask = build(scores_like(), 0.5, prunable=jp.by_path("matrix"))
     assert mask["kernel"].all()
-    assert mask["matrix"].all()
-    assert kept(mask["bias"]) == 12
+    assert mask["bias"].all()
+    assert kept(mask["matrix"]) == 480
+
+
+def test_a_leaf_of_any_rank_may_be_chosen():
+    for build in (jp.global_mask, jp.layerwise_mask):
+        mask = build(scores_like(), 0.5, prunable=jp.by_path("bias"))
+        assert mask["kernel"].all()
+        assert mask["matrix"].all()
+        assert kept(mask["bias"]) == 12
 
 
 @each_builder
@@ -259,6 +276,7 @@ SHARDED_BUILDERS = {
     "global": lambda s: jp.global_mask(s, 0.9),
     "min_keep": lambda s: jp.global_mask(s, 0.99, min_keep=50),
     "layerwise": lambda s: jp.layerwise_mask(s, 0.9),
+    "block": lambda s: jp.block_mask(s, 0.9, (2, 4)),
     "n_m": lambda s: jp.n_m_mask(s, 1, 2),
     "iterative": lambda s: jp.iterative_mask(jp.magnitude, s, sparsity=0.9, rounds=3),
 }
