@@ -134,6 +134,8 @@ def _start(lab: Lab, run: Run) -> Start:
         start = starts.rewound(lab, run.sparsity, targets)
     elif run.method == "k_starts_independent":
         start = starts.fittest(lab, run.sparsity)
+    elif pruner.trigger is not None:
+        start = starts.settled(lab, pruner.trigger(run.sparsity))
     else:
         start = starts.warmed_up(lab, pruner.warmup)
     if pruner.find is not None:

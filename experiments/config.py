@@ -14,6 +14,10 @@ Method = Literal[
     "gradient_preservation",
     "gradual",
     "trained_magnitude",
+    "lamp",
+    "blocks",
+    "earlycrop",
+    "epi",
     "drive",
     "imp",
     "k_starts",
@@ -144,7 +148,7 @@ class Pruning:
     rounds: int = 100
     """Score-and-prune rounds of SynFlow, iterative SNIP, FORCE and DRIVE."""
     warmup: int = 1
-    """Dense epochs before DRIVE and trained magnitude prune."""
+    """Dense epochs before DRIVE, trained magnitude, LAMP and blocks prune."""
     imp_fraction: float = 0.2
     """Of the weights that are left, what a round of iterative pruning removes."""
     rewind: int = 0
@@ -201,7 +205,8 @@ class Config:
     def __post_init__(self) -> None:
         _check_counts(self)
         _check_fractions("sparsities", self.pruning.sparsities)
-        warms_up = {"drive", "trained_magnitude"} & set(self.pruning.methods)
+        warms_up = {"drive", "trained_magnitude", "lamp", "blocks"}
+        warms_up &= set(self.pruning.methods)
         if warms_up and self.pruning.warmup >= self.epochs:
             raise ValueError(
                 f"warmup is {self.pruning.warmup} of {self.epochs} epochs: leave at "

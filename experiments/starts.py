@@ -14,6 +14,7 @@ import jaxprune as jp
 from experiments import imp
 from experiments.imp import Link
 from experiments.lab import Keys, Lab
+from experiments.pruners import Settling
 from experiments.train import Metrics
 
 
@@ -66,6 +67,40 @@ def warmed_up(lab: Lab, epochs: int) -> Start:
         first=epochs,
         pruning_seconds=seconds,
     )
+
+
+def settled(lab: Lab, settling: Settling) -> Start:
+    """As many dense epochs later as it takes for most seeds' triggers to have fired.
+
+    All seeds prune at the same epoch, and at the latest with half of training to go.
+    """
+    trigger, view, begin = settling
+    look = jax.jit(jax.vmap(lambda p, state: trigger.update(view(p), state)))
+    start, fired = warmed_up(lab, begin), np.zeros(lab.config.seeds, bool)
+    states = jax.vmap(trigger.init)(start.params)
+    lab.train(lab.dense.recipe, lab.whole, range(1))  # Compiles, as does the next line.
+    look(start.params, states)
+    began = time.perf_counter()
+    while start.first < lab.config.epochs // 2 and 2 * fired.sum() <= len(fired):
+        state, history = lab.train(
+            lab.dense.recipe,
+            lab.whole,
+            range(start.first, start.first + 1),
+            params=start.params,
+            stats=start.stats,
+            opt_state=start.opt_state,
+        )
+        due, states = look(state.params, states)
+        fired |= np.asarray(due)
+        start = start._replace(
+            params=state.params,
+            stats=state.stats,
+            opt_state=state.opt_state,
+            history=(*start.history, *history),
+            first=start.first + 1,
+        )
+    seconds = (time.perf_counter() - began) / lab.config.seeds
+    return start._replace(pruning_seconds=start.pruning_seconds + seconds)
 
 
 def scored(lab: Lab, start: Start, find: Callable[..., Any], sparsity: float) -> Start:

@@ -12,7 +12,7 @@ import pytest
 import jaxprune as jp
 from experiments import compare, data, lab, starts
 from experiments.config import Config, Data, Model, Pruning
-from experiments.pruners import PRUNERS
+from experiments.pruners import PRUNERS, Settling
 
 CONFIG = Config(
     data=Data("digits", train_size=64, test_size=50),
@@ -68,6 +68,25 @@ def test_independent_k_starts_trains_every_masked_network_alone(small):
         jax.tree.leaves(start.params), jax.tree.leaves(state.params), strict=True
     ):
         np.testing.assert_allclose(found, alone, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("fires_at", "epochs"), [(1, 1), (2, 2), (9, 2)])
+def test_a_trigger_ends_the_dense_epochs_at_half_of_training_at_most(
+    fires_at, epochs, small
+):
+    trigger = jp.Trigger(
+        lambda params: jnp.int32(0),
+        lambda seen, count: (count + 1 >= fires_at, count + 1),
+    )
+    start = starts.settled(small, Settling(trigger, lambda params: params, 0))
+    assert start.first == len(start.history) == epochs
+    plain = starts.warmed_up(small, epochs)
+    for found, expected in zip(
+        jax.tree.leaves((start.params, start.opt_state)),
+        jax.tree.leaves((plain.params, plain.opt_state)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("keep_optimizer", [False, True])

@@ -5,7 +5,7 @@ from typing import Any
 import jaxprune as jp
 from experiments.pruners import _before, _during, _through
 from experiments.pruners._before import drive, freeze
-from experiments.pruners._types import Factory, Forward, Pruner, Recipe
+from experiments.pruners._types import Factory, Forward, Pruner, Recipe, Settling
 
 __all__ = [
     "DRIVE_VARIANTS",
@@ -14,6 +14,7 @@ __all__ = [
     "Forward",
     "Pruner",
     "Recipe",
+    "Settling",
     "drive",
     "freeze",
 ]
@@ -35,6 +36,12 @@ PRUNERS: dict[str, Factory] = {
     ),
     "force": _before.force,
     "trained_magnitude": _before.one_shot(lambda frozen: jp.magnitude, trained=True),
+    "lamp": _before.one_shot(
+        lambda frozen: lambda params, *_: jp.lamp(jp.magnitude(params)), trained=True
+    ),
+    "blocks": _before.blocks,
+    "earlycrop": _before.earlycrop,
+    "epi": _before.epi,
     "drive": drive(),
     "static": _before.static,
     "gradual": _during.gradual,

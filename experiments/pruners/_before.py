@@ -17,7 +17,7 @@ import jaxprune as jp
 from experiments.config import Pruning
 from experiments.data import Split
 from experiments.models import Network
-from experiments.pruners._types import KEEP, Factory, Pruner
+from experiments.pruners._types import KEEP, Factory, Pruner, Settling
 
 
 class Frozen(NamedTuple):
@@ -137,6 +137,54 @@ def dense(config: Pruning, network: Network, steps: int) -> Pruner:
     """Removes nothing, in the program of the one-shot methods."""
     del config, network, steps
     return Pruner(None, KEEP)
+
+
+def blocks(config: Pruning, network: Network, steps: int) -> Pruner:
+    """Removes the smallest blocks of 4x4 weights of the layers that they divide."""
+    del network, steps
+
+    def find(
+        key: jax.Array,
+        params: Any,
+        stats: Any,
+        batch: Split,
+        sparsity: float,
+        inverted: bool = False,
+    ) -> Any:
+        del key, stats, batch
+        scores = jp.magnitude(params)
+        divided = jp.divisible_by((4, 4), axis=(-2, -1))
+        return jp.block_mask(
+            _invert(scores) if inverted else scores, sparsity, (4, 4), prunable=divided
+        )
+
+    return Pruner(find, KEEP, config.warmup)
+
+
+def earlycrop(config: Pruning, network: Network, steps: int) -> Pruner:
+    """Gradient preservation, once the weights stay where they are."""
+
+    def trigger(sparsity: float) -> Settling:
+        return Settling(jp.earlycrop_trigger(sparsity), lambda params: params, 1)
+
+    score = one_shot(lambda frozen: jp.gradient_preservation(frozen.loss))
+    return score(config, network, steps)._replace(trigger=trigger)
+
+
+def epi(config: Pruning, network: Network, steps: int) -> Pruner:
+    """Magnitude, once it leaves every layer the same from epoch to epoch.
+
+    It looks back on 2 epochs and not on 5, as training here is short.
+    """
+
+    def trigger(sparsity: float) -> Settling:
+        def trial(params: Any) -> Any:
+            return jp.global_mask(jp.magnitude(params), sparsity)
+
+        return Settling(jp.epi_trigger(0.983, window=2), trial, 0)
+
+    score = one_shot(lambda frozen: jp.magnitude)
+    return score(config, network, steps)._replace(trigger=trigger)
 
 
 def static(config: Pruning, network: Network, steps: int) -> Pruner:

@@ -49,6 +49,20 @@ class Recipe(NamedTuple):
     forward: Forward | None = None
 
 
+class Settling(NamedTuple):
+    """A trigger of jaxprune, with what it looks at.
+
+    Attributes:
+      trigger: of one network.
+      view: ``view(params)``, what the trigger is updated with.
+      begin: the epochs after which it is given its first parameters.
+    """
+
+    trigger: jp.Trigger
+    view: Callable[[Any], Any]
+    begin: int
+
+
 class Pruner(NamedTuple):
     """A method.
 
@@ -58,11 +72,14 @@ class Pruner(NamedTuple):
         None to start dense.
       recipe: how it is trained then.
       warmup: dense epochs before ``find``.
+      trigger: ``trigger(sparsity)``, what tells after every dense epoch whether it is
+        time for ``find``; None is a number of epochs.
     """
 
     find: Callable[..., Any] | None
     recipe: Recipe
     warmup: int = 0
+    trigger: Callable[[float], Settling] | None = None
 
 
 Factory = Callable[[Pruning, Network, int], Pruner]
