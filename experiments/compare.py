@@ -20,7 +20,7 @@ from experiments import starts, store
 from experiments.config import Config
 from experiments.data import Dataset
 from experiments.lab import Lab, prepare
-from experiments.pruners import DRIVE_VARIANTS
+from experiments.pruners import VARIANTS
 from experiments.results import Result
 from experiments.starts import Start
 from experiments.train import Metrics
@@ -32,7 +32,7 @@ class Run(NamedTuple):
     Attributes:
       method: its name.
       sparsity: the fraction removed.
-      variant: one of `experiments.config.Check`, or of DRIVE's variants; "" for none.
+      variant: one of `experiments.config.Check` or of `pruners.VARIANTS`; "" for none.
     """
 
     method: str
@@ -59,7 +59,7 @@ def plan(config: Config) -> list[Run]:
             for check in pruning.checks
             if (m, check) != ("imp", "inverted")  # Its scores are its training.
         ],
-        *[Run("drive", at, v) for v in DRIVE_VARIANTS if pruning.ablate_drive],
+        *[Run(m, at, v) for m in pruning.ablated for v in VARIANTS[m]],
     ]
 
 

@@ -137,8 +137,8 @@ class Pruning:
     """Methods run once more for each of the `checks`, at the `check_sparsity`."""
     checks: tuple[Check, ...] = get_args(Check)
     """The mask shuffled within layers, the weights drawn anew, the scores inverted."""
-    ablate_drive: bool = False
-    """Run DRIVE's terms and normalisations apart, too, at the `check_sparsity`."""
+    ablated: tuple[Literal["drive", "k_starts", "dissipating"], ...] = ()
+    """Methods whose choices (of terms, of fitness) are run apart, at that sparsity."""
     check_sparsity: float = 0.98
     """Where checks and ablations are run."""
     examples_per_class: int = 10

@@ -11,7 +11,7 @@ from experiments.config import Config
 from experiments.data import Dataset, Split, balanced
 from experiments.imp import Link
 from experiments.models import Network, network
-from experiments.pruners import DRIVE_VARIANTS, PRUNERS, Pruner, Recipe, drive
+from experiments.pruners import PRUNERS, VARIANTS, Pruner, Recipe
 from experiments.train import Metrics, State, Trainer, trainer
 
 
@@ -65,12 +65,12 @@ class Lab:
         return self.pruner("dense")
 
     def pruner(self, method: str, variant: str = "") -> Pruner:
-        """A method's pruner, or that of one of DRIVE's variants."""
-        variant = variant if variant in DRIVE_VARIANTS else ""
+        """A method's pruner, or that of one of its variants."""
+        variants = VARIANTS.get(method, {})
+        variant = variant if variant in variants else ""
         if (method, variant) not in self.pruners:
-            factory = PRUNERS.get(method, PRUNERS["dense"])  # What trains to find masks
-            if variant:
-                factory = drive(**DRIVE_VARIANTS[variant])
+            # What trains networks to find a mask is trained as the dense ones are.
+            factory = variants.get(variant, PRUNERS.get(method, PRUNERS["dense"]))
             steps = self.steps * self.config.epochs
             made = factory(self.config.pruning, self.network, steps)
             self.pruners[method, variant] = made

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+import numpy as np
+
 from experiments import configs, results
 from experiments.results import mean_and_std
 
@@ -100,18 +102,38 @@ def _comparison(found: Mapping[str, Any]) -> list[str]:
             else ".\n"
         )
     )
+    parts = [table, note, *_fitness(plain.values())]
     variants = [r for r in rows if r.get("variant")]
     if not variants:
-        return [table, note]
+        return parts
     at = variants[0]["sparsity"]
     shown = [
-        [r["method"], r.get("variant") or "itself", _accuracy(r)]
+        [r["method"], r.get("variant") or "itself", _removed(r), _accuracy(r)]
         for method in dict.fromkeys(r["method"] for r in variants)
         for r in rows
         if (r["method"], r["sparsity"]) == (method, at)
     ]
-    title = f"{100 * at:g} % removed"
-    return [table, note, _table(["method", "check or ablation", title], shown)]
+    titles = ["method", "check or ablation", "removed", "accuracy"]
+    return [*parts, _table(titles, shown)]
+
+
+def _fitness(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """How far the masks that K-starts chooses from differ in what it goes by."""
+    lines = []
+    for row in rows:
+        if row.get("fitness"):
+            every = np.array(row["fitness"])
+            lines.append(
+                f"- Fitness of the {every.shape[1]} masks of {row['method']} at "
+                f"{100 * row['sparsity']:g} %: {every.mean():.3f}, standard deviation "
+                f"{every.std(axis=1).mean():.2g}, best {every.max(axis=1).mean():.3f}, "
+                f"worst {every.min(axis=1).mean():.3f}."
+            )
+    return ["\n".join([*lines, ""])] if lines else []
+
+
+def _removed(row: Mapping[str, Any]) -> str:
+    return f"{100 * mean_and_std(row['sparsity_reached'])[0]:.1f} %"
 
 
 def _pipeline(found: Mapping[str, Any]) -> list[str]:

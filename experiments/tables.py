@@ -69,15 +69,22 @@ def _table(report: Report, field: str) -> Table:
 
 def _variants(report: Report, sparsity: float) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for column in ("method", "variant", "last epoch", "best on validation"):
+    for column in ("method", "variant", "removed", "last epoch", "best on validation"):
         table.add_column(column, no_wrap=True)
     varied = {result.method for result in report.results if result.variant}
     for result in sorted(report.results, key=lambda r: r.method):
         if result.method in varied and result.sparsity == sparsity:
             last = _percent(*mean_and_std(result.test_accuracy))
             best = _percent(*mean_and_std(result.test_accuracy_at_best))
-            table.add_row(result.method, result.variant or "itself", last, best)
+            removed = _removed(result)
+            table.add_row(
+                result.method, result.variant or "itself", removed, last, best
+            )
     return table
+
+
+def _removed(result: Result) -> str:
+    return f"{100 * mean_and_std(result.sparsity_reached)[0]:.1f} %"
 
 
 def _percent(mean: float, std: float) -> str:

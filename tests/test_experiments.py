@@ -461,7 +461,7 @@ def test_checks_and_ablations_follow_the_methods():
         methods=("snip", "imp"),
         sparsities=(0.9,),
         checked=("snip", "imp"),
-        ablate_drive=True,
+        ablated=("drive",),
     )
     found = compare.plan(Config(pruning=pruning))
     assert [tuple(run) for run in found[:8]] == [
@@ -508,10 +508,20 @@ def test_the_page_shows_what_a_comparison_found(tmp_path):
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "results.json").write_bytes(results.to_json(report))
     text = readme.page(tmp_path)
+    assert "Fitness" not in text
     assert "| snip | 0.5 s | 85.0 ±7.1 |" in text
-    assert "| snip | shuffled | 85.0 ±7.1 |" in text
+    assert "| snip | shuffled | 90.0 % | 85.0 ±7.1 |" in text
     assert "Seeds: 2; epochs: 20; images: 7 train" in text
     assert "python -m experiments.run digits\n" in text
+
+
+def test_the_page_says_how_far_k_starts_masks_differ():
+    row = {"method": "k_starts", "sparsity": 0.9, "fitness": [[0.1, 0.3], [0.2, 0.4]]}
+    (text,) = readme._fitness([row, {"method": "snip", "fitness": None}])
+    assert text == (
+        "- Fitness of the 2 masks of k_starts at 90 %: 0.250, standard deviation 0.1, "
+        "best 0.350, worst 0.150.\n"
+    )
 
 
 def test_results_do_not_say_where_things_lie(monkeypatch):

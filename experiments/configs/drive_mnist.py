@@ -34,7 +34,7 @@ config = Config(
         ),
         sparsities=(0.9, 0.98, 0.99),
         checked=("magnitude", "snip", "synflow", "drive", "imp"),
-        ablate_drive=True,
+        ablated=("drive",),
         every=50,
     ),
     over_seeds="vmap",

@@ -1,21 +1,18 @@
 """The methods compared: each one finds a mask before training, or as it goes."""
 
-from typing import Any
-
 import jaxprune as jp
 from experiments.pruners import _before, _during, _through
 from experiments.pruners._before import drive, freeze
 from experiments.pruners._types import Factory, Forward, Pruner, Recipe, Settling
 
 __all__ = [
-    "DRIVE_VARIANTS",
     "PRUNERS",
+    "VARIANTS",
     "Factory",
     "Forward",
     "Pruner",
     "Recipe",
     "Settling",
-    "drive",
     "freeze",
 ]
 
@@ -45,8 +42,8 @@ PRUNERS: dict[str, Factory] = {
     "drive": drive(),
     "static": _before.static,
     "gradual": _during.gradual,
-    "k_starts": _during.k_starts,
-    "dissipating": _during.dissipating,
+    "k_starts": _during.k_starts(),
+    "dissipating": _during.dissipating(),
     "k_starts_dissipating": _during.k_starts_dissipating,
     "set": _during.dynamic(
         lambda tx, key, options: jp.set_training(tx, None, key=key, **options)
@@ -62,15 +59,26 @@ PRUNERS: dict[str, Factory] = {
 }
 """All but "imp" and "k_starts_independent", which train networks to find a mask."""
 
-DRIVE_VARIANTS: dict[str, dict[str, Any]] = {
-    "|θ|": {"weights": (1, 0, 0)},
-    "|θg|": {"weights": (0, 1, 0)},
-    "|g|": {"weights": (0, 0, 1)},
-    "|θ| + |θg|": {"weights": (1, 1, 0)},
-    "|θ| + |g|": {"weights": (1, 0, 1)},
-    "|θg| + |g|": {"weights": (0, 1, 1)},
-    "means": {"normalize": "mean"},
-    "ranks": {"normalize": "rank"},
-    "none": {"normalize": "none"},
-    "product": {"combine": "product"},
+VARIANTS: dict[str, dict[str, Factory]] = {
+    "drive": {
+        "|θ|": drive(weights=(1, 0, 0)),
+        "|θg|": drive(weights=(0, 1, 0)),
+        "|g|": drive(weights=(0, 0, 1)),
+        "|θ| + |θg|": drive(weights=(1, 1, 0)),
+        "|θ| + |g|": drive(weights=(1, 0, 1)),
+        "|θg| + |g|": drive(weights=(0, 1, 1)),
+        "means": drive(normalize="mean"),
+        "ranks": drive(normalize="rank"),
+        "none": drive(normalize="none"),
+        "product": drive(combine="product"),
+    },
+    "k_starts": {
+        "by magnitude": _during.k_starts(fitness="magnitude"),
+        "by gradient": _during.k_starts(fitness="gradient"),
+    },
+    "dissipating": {
+        "moved by a tenth": _during.dissipating(threshold=0.1),
+        "moved by a half": _during.dissipating(threshold=0.5),
+    },
 }
+"""What is a choice of ours in methods whose papers leave it open, taken otherwise."""

@@ -1,5 +1,6 @@
 """Methods that choose their mask while training: optimizers that prune."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -78,24 +79,38 @@ class _Phases(NamedTuple):
 _PHASES = 6  # Dense first, sparse last, and from there on.
 
 
-def k_starts(config: Pruning, network: Network, steps: int) -> Pruner:
+def k_starts(**options: Any) -> Factory:
     """Chooses the fittest of k random masks after some dense epochs."""
-    del network
-    select_at, _ = _window(config, steps)
-    return _linked(
-        lambda sparsity, key: jp.k_starts(key, config.k, sparsity, select_at=select_at)
-    )
 
-
-def dissipating(config: Pruning, network: Network, steps: int) -> Pruner:
-    """Removes what stays near its start, along the cubic."""
-    del network
-    begin, end = _window(config, steps)
-    return _linked(
-        lambda sparsity, key: jp.dissipating(
-            _cubic(sparsity, begin, end - begin), every=config.every, until=end
+    def factory(config: Pruning, network: Network, steps: int) -> Pruner:
+        del network
+        begin, _ = _window(config, steps)
+        return _linked(
+            lambda sparsity, key: jp.k_starts(
+                key, config.k, sparsity, select_at=begin, **options
+            )
         )
-    )
+
+    return factory
+
+
+def dissipating(*, threshold: float | None = None) -> Factory:
+    """Removes what stays near its start: along the cubic, or within a threshold."""
+
+    def factory(config: Pruning, network: Network, steps: int) -> Pruner:
+        del network
+        begin, end = _window(config, steps)
+        linked = functools.partial(jp.dissipating, every=config.every, until=end)
+
+        def link(sparsity: Any, key: jax.Array) -> optax.GradientTransformation:
+            del key
+            if threshold is not None:
+                return linked(threshold=threshold)
+            return linked(_cubic(sparsity, begin, end - begin))
+
+        return _linked(link)
+
+    return factory
 
 
 def k_starts_dissipating(config: Pruning, network: Network, steps: int) -> Pruner:

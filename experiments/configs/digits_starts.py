@@ -1,0 +1,34 @@
+"""K-starts, dissipating gradients and both (Haroon, 2022), on handwritten digits.
+
+Only the paper's abstract was at hand, so what it leaves open is ours: the fitness by
+which K-starts chooses, whether its masks share one training or have one each, and
+whether dissipating removes to a sparsity or by a threshold, its sparsity an outcome.
+"random" is a random mask from the start, "random_dropout" another in every step.
+
+Run: python -m experiments.run digits_starts
+"""
+
+from experiments.config import Config, Data, Model, Pruning
+
+config = Config(
+    data=Data("digits"),
+    model=Model("convnet", widths=(8, 16, 32), convolution="patches"),
+    pruning=Pruning(
+        methods=(
+            "random",
+            "random_dropout",
+            "magnitude",
+            "snip",
+            "k_starts",
+            "k_starts_independent",
+            "dissipating",
+            "k_starts_dissipating",
+        ),
+        sparsities=(0.5, 0.8, 0.9, 0.95),
+        ablated=("k_starts", "dissipating"),
+        check_sparsity=0.8,
+        every=10,
+    ),
+    epochs=15,
+    learning_rate=0.2,
+)
