@@ -31,6 +31,7 @@ from jaxprune._masks import apply_mask as apply_mask
 from jaxprune._masks import global_mask as global_mask
 from jaxprune._masks import layerwise_mask as layerwise_mask
 from jaxprune._masks import n_m_mask as n_m_mask
+from jaxprune._orthogonal import exact_orthogonal_init as exact_orthogonal_init
 from jaxprune._prospr import prospr as prospr
 from jaxprune._prunable import by_path as by_path
 from jaxprune._prunable import divisible_by as divisible_by

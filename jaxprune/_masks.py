@@ -112,7 +112,7 @@ def layerwise_mask(
       dtype=bool)}
     """
     flags = _check_scores(scores, prunable, prior)
-    sparsities = _broadcast_sparsity(sparsity, scores, flags)
+    sparsities = broadcast_sparsity(sparsity, scores, flags)
     chosen, eligible = _prunable_leaves(scores, flags, prior)
     counts = [
         _keep_count(s, leaf.size) for s, leaf in zip(sparsities, chosen, strict=True)
@@ -235,7 +235,7 @@ def _keep_count(sparsity: Any, size: int) -> Wide:
     return _wide.subtract(_wide.wide(size), _wide.scaled(sparsity, size))
 
 
-def _broadcast_sparsity(sparsity: Any, scores: Any, flags: Sequence[bool]) -> list[Any]:
+def broadcast_sparsity(sparsity: Any, scores: Any, flags: Sequence[bool]) -> list[Any]:
     """One sparsity for each prunable leaf, checked."""
     structure = jax.tree.structure(scores)
     values = [sparsity] * structure.num_leaves

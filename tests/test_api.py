@@ -29,7 +29,7 @@ CONTRACT = """
     exponential_schedule apply_mask sparsity summary get_mask set_mask keep_sparse
     sparse gradual k_starts dissipating shuffle_mask cost
     rigl set_training granet forward_sparse gradual_n_m prospr
-    earlycrop_trigger epi_trigger lamp block_mask
+    earlycrop_trigger epi_trigger lamp block_mask exact_orthogonal_init
 """.split()
 
 

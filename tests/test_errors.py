@@ -68,6 +68,7 @@ TAKES_SPARSITY = {
         jp.magnitude, PARAMS, sparsity=s, rounds=2
     ),
     "force_mask": lambda s: jp.force_mask(_loss, PARAMS, X, sparsity=s, rounds=2),
+    "exact_orthogonal_init": lambda s: jp.exact_orthogonal_init(KEY, PARAMS, s),
     "gradual": lambda s: jp.gradual(s),
     "k_starts": lambda s: jp.k_starts(KEY, 2, s, select_at=1),
     "dissipating": lambda s: jp.dissipating(s, every=2, until=None),
@@ -193,6 +194,7 @@ TAKES_TREE = {
     "earlycrop_trigger": lambda p: jp.earlycrop_trigger(0.5).init(p),
     "magnitude": lambda p: jp.magnitude(p),
     "lamp": lambda p: jp.lamp(p),
+    "exact_orthogonal_init": lambda p: jp.exact_orthogonal_init(KEY, p, 0.5),
     "random": lambda p: jp.random(jax.random.key(0))(p),
     "snip": lambda p: jp.snip(_loss)(p, X),
     "biased_loss": lambda p: jp.biased_loss(_loss)(p, X),
@@ -263,6 +265,7 @@ SELECTS = {
     "drive": lambda **k: jp.drive(lambda p: jnp.sum(p["bias"]), **k)(BIAS),
     "earlycrop_trigger": lambda **k: jp.earlycrop_trigger(0.5, **k).init(BIAS),
     "epi_trigger": lambda **k: jp.epi_trigger(0.9, **k).init(BIAS),
+    "exact_orthogonal_init": lambda **k: jp.exact_orthogonal_init(KEY, BIAS, 0.5, **k),
     "sparsity": lambda **k: jp.sparsity({"bias": jnp.ones(3, bool)}, BIAS, **k),
     "summary": lambda **k: jp.summary(BIAS, {"bias": jnp.ones(3, bool)}, **k),
     "gradual": lambda **k: _updated(jp.gradual(0.5, **k), BIAS),
@@ -461,6 +464,26 @@ BAD_CALLS = {
         lambda: jp.divisible_by((2, 4)),
         ValueError,
         r"one size for every axis.*axis=-2.*axis=\(-2, -1\)",
+    ),
+    "orthogonal, too sparse": (
+        lambda: jp.exact_orthogonal_init(KEY, PARAMS, 0.9),
+        ValueError,
+        r"dense/kernel.*\(4, 6\) keeps 2 of 24.*needs 4",
+    ),
+    "orthogonal vector": (
+        lambda: jp.exact_orthogonal_init(KEY, PARAMS, 0.5, prunable=jp.by_path("bias")),
+        ValueError,
+        r"dense/bias.*\(6,\) is no matrix.*jp.matrices",
+    ),
+    "orthogonal, traced sparsity": (
+        _jit(lambda s: jp.exact_orthogonal_init(KEY, PARAMS, s)),
+        TypeError,
+        "known while tracing.*traced value for dense/kernel",
+    ),
+    "orthogonal, no key": (
+        lambda: jp.exact_orthogonal_init(jnp.ones(2), PARAMS, 0.5),
+        TypeError,
+        "key must be a random key",
     ),
     "axis out of range": (
         lambda: jp.n_m_mask(SCORES, 2, 4, axis=2),
