@@ -31,12 +31,12 @@ PRUNERS: dict[str, Factory] = {
     "iterative_snip": _before.iterative(
         lambda frozen: jp.snip(frozen.loss), whole=True
     ),
-    "force": _before.force,
+    "force": _before.compiled(_before.force),
     "trained_magnitude": _before.one_shot(lambda frozen: jp.magnitude, trained=True),
     "lamp": _before.one_shot(
         lambda frozen: lambda params, *_: jp.lamp(jp.magnitude(params)), trained=True
     ),
-    "blocks": _before.blocks,
+    "blocks": _before.compiled(_before.blocks, trained=True),
     "earlycrop": _before.earlycrop,
     "epi": _before.epi,
     "drive": drive(),

@@ -66,10 +66,10 @@ def one_shot(score: Callable[[Frozen], Score], *, trained: bool = False) -> Fact
     return factory
 
 
-def iterative(
-    score: Callable[[Frozen], Score], *, trained: bool = False, whole: bool = False
+def compiled(
+    choose: Callable[[Frozen, Any, Split, float, bool], Any], *, trained: bool = False
 ) -> Factory:
-    """Scores and prunes in rounds; unless ``whole``, the score sees one image only."""
+    """Lets ``choose(frozen, params, batch, sparsity, inverted)`` make the mask."""
 
     def factory(config: Pruning, network: Network, steps: int) -> Pruner:
         del steps
@@ -83,18 +83,32 @@ def iterative(
             sparsity: float,
             inverted: bool = False,
         ) -> Any:
-            plain = score(freeze(config, network, stats, key))
-            return jp.iterative_mask(
-                (lambda *args: _invert(plain(*args))) if inverted else plain,
-                params,
-                *(batch if whole else (batch.images[:1],)),
-                sparsity=sparsity,
-                rounds=config.rounds,
-            )
+            frozen = freeze(config, network, stats, key)
+            return choose(frozen, params, batch, sparsity, inverted)
 
         return Pruner(find, KEEP, config.warmup if trained else 0)
 
     return factory
+
+
+def iterative(
+    score: Callable[[Frozen], Score], *, trained: bool = False, whole: bool = False
+) -> Factory:
+    """Scores and prunes in rounds; unless ``whole``, the score sees one image only."""
+
+    def choose(
+        frozen: Frozen, params: Any, batch: Split, sparsity: float, inverted: bool
+    ) -> Any:
+        plain = score(frozen)
+        return jp.iterative_mask(
+            (lambda *args: _invert(plain(*args))) if inverted else plain,
+            params,
+            *(batch if whole else (batch.images[:1],)),
+            sparsity=sparsity,
+            rounds=frozen.config.rounds,
+        )
+
+    return compiled(choose, trained=trained)
 
 
 def drive(**options: Any) -> Factory:
@@ -104,33 +118,23 @@ def drive(**options: Any) -> Factory:
     )
 
 
-def force(config: Pruning, network: Network, steps: int) -> Pruner:
+def force(
+    frozen: Frozen, params: Any, batch: Split, sparsity: float, inverted: bool
+) -> Any:
     """SNIP in rounds in which removed weights may come back."""
-    del steps
 
-    @functools.partial(jax.jit, static_argnames=("sparsity", "inverted"))
-    def find(
-        key: jax.Array,
-        params: Any,
-        stats: Any,
-        batch: Split,
-        sparsity: float,
-        inverted: bool = False,
-    ) -> Any:
-        def measure(flow: jp.Flow) -> Any:
-            found = jp.measures.loss_preservation(flow)
-            return _invert(found) if inverted else found
+    def measure(flow: jp.Flow) -> Any:
+        found = jp.measures.loss_preservation(flow)
+        return _invert(found) if inverted else found
 
-        return jp.force_mask(
-            freeze(config, network, stats, key).loss,
-            params,
-            *batch,
-            sparsity=sparsity,
-            rounds=config.rounds,
-            measure=measure,
-        )
-
-    return Pruner(find, KEEP)
+    return jp.force_mask(
+        frozen.loss,
+        params,
+        *batch,
+        sparsity=sparsity,
+        rounds=frozen.config.rounds,
+        measure=measure,
+    )
 
 
 def dense(config: Pruning, network: Network, steps: int) -> Pruner:
@@ -139,26 +143,18 @@ def dense(config: Pruning, network: Network, steps: int) -> Pruner:
     return Pruner(None, KEEP)
 
 
-def blocks(config: Pruning, network: Network, steps: int) -> Pruner:
+def blocks(
+    frozen: Frozen, params: Any, batch: Split, sparsity: float, inverted: bool
+) -> Any:
     """Removes the smallest blocks of 4x4 weights of the layers that they divide."""
-    del network, steps
-
-    def find(
-        key: jax.Array,
-        params: Any,
-        stats: Any,
-        batch: Split,
-        sparsity: float,
-        inverted: bool = False,
-    ) -> Any:
-        del key, stats, batch
-        scores = jp.magnitude(params)
-        divided = jp.divisible_by((4, 4), axis=(-2, -1))
-        return jp.block_mask(
-            _invert(scores) if inverted else scores, sparsity, (4, 4), prunable=divided
-        )
-
-    return Pruner(find, KEEP, config.warmup)
+    del frozen, batch
+    scores = jp.magnitude(params)
+    return jp.block_mask(
+        _invert(scores) if inverted else scores,
+        sparsity,
+        (4, 4),
+        prunable=jp.divisible_by((4, 4), axis=(-2, -1)),
+    )
 
 
 def earlycrop(config: Pruning, network: Network, steps: int) -> Pruner:
