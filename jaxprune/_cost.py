@@ -1,8 +1,9 @@
 """What a function costs: parameters and FLOPs, dense and under a mask, from its jaxpr.
 
-A small forward interpretation. Every variable of the jaxpr carries a `_Value`: the
+A small forward interpretation. Every variable of the jaxpr carries a `Value`: the
 density of the weights that it is made of. Contractions are counted, and weighted by the
-densities of their operands; every other primitive hands densities on, or forgets them.
+densities of their operands; every other primitive hands densities on, or forgets them,
+as `jaxprune._density` says.
 """
 
 import math
@@ -16,6 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxprune import _checks
+from jaxprune._density import DENSE, ZERO, Value, densities, joined, moved, shape_of
 from jaxprune._summary import check_concrete, kept_counts
 
 
@@ -83,10 +85,10 @@ def cost(fn: Callable[..., Any], params: Any, *inputs: Any, mask: Any = None) ->
     closed = jax.make_jaxpr(fn)(params, *inputs)
     jaxpr, _ = dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals), True)
     weights = [
-        _Value(Fraction(k, size) if size else Fraction(1), object())
+        Value(Fraction(k, size) if size else Fraction(1), object())
         for k, size in zip(kept, sizes, strict=True)
     ]
-    rest = [_DENSE] * (len(jaxpr.invars) - len(weights))
+    rest = [DENSE] * (len(jaxpr.invars) - len(weights))
     work, _ = _walk(jaxpr, [*weights, *rest])
     return Cost(sum(sizes), sum(kept), work.flops, round(work.sparse))
 
@@ -107,50 +109,22 @@ class Cost(NamedTuple):
     sparse_flops: int
 
 
-class _Value(NamedTuple):
-    """What is known of a variable: the density of the weights that it is made of.
-
-    Values with the same support (compared by identity) are zero in the same places.
-    """
-
-    density: Fraction
-    support: object
-
-
 class _Work(NamedTuple):
     flops: int
     sparse: Fraction
 
 
-_DENSE = _Value(Fraction(1), None)  # Activations, constants, whatever is not followed.
-_ZERO = _Value(Fraction(1), "zero")  # A constant 0: harmless in a sum or a selection.
 _NO_WORK = _Work(0, Fraction(0))
 
-# Elementwise functions with f(0) = 0 of their first operand: they keep its zeros.
-_KEEPING = set(
-    "abs asin asinh atan atanh cbrt ceil conj convert_element_type copy copy_p "
-    "device_put div erf expm1 floor imag log1p name neg optimization_barrier pvary "
-    "real reduce_precision reshard round sharding_constraint sign sin sinh sqrt square "
-    "stop_gradient tan tanh".split()
-)
-# These move, repeat or select entries of their first operand: its density stays.
-_MOVING = set(
-    "all_gather all_gather_invariant all_to_all broadcast_in_dim dynamic_slice "
-    "expand_dims gather pad ppermute reshape rev slice split squeeze tile transpose "
-    "unstack".split()
-)
-# An entry of the result is 0 if it is 0 in all operands.
-_JOINING = set("add add_any max min or select_n sub".split())
 
-
-def _walk(jaxpr: Jaxpr, inputs: Sequence[_Value]) -> tuple[_Work, list[_Value]]:
+def _walk(jaxpr: Jaxpr, inputs: Sequence[Value]) -> tuple[_Work, list[Value]]:
     """Adds up the work of a jaxpr's equations, and follows densities to its outputs."""
     known = dict(zip(jaxpr.invars, inputs, strict=True))
 
-    def read(atom: Any) -> _Value:
+    def read(atom: Any) -> Value:
         if isinstance(atom, Literal):
-            return _ZERO if np.ndim(atom.val) == 0 and atom.val == 0 else _DENSE
-        return known.get(atom, _DENSE)
+            return ZERO if np.ndim(atom.val) == 0 and atom.val == 0 else DENSE
+        return known.get(atom, DENSE)
 
     flops, sparse = _NO_WORK
     for eqn in jaxpr.eqns:
@@ -160,22 +134,22 @@ def _walk(jaxpr: Jaxpr, inputs: Sequence[_Value]) -> tuple[_Work, list[_Value]]:
     return _Work(flops, sparse), [read(atom) for atom in jaxpr.outvars]
 
 
-def _equation(eqn: JaxprEqn, values: list[_Value]) -> tuple[_Work, list[_Value]]:
+def _equation(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
     name = eqn.primitive.name
     if name in _CONTRACTIONS:
         flops = 2 * _CONTRACTIONS[name](eqn)
         share = math.prod((v.density for v in values[:2]), start=Fraction(1))
-        return _Work(flops, flops * share), [_DENSE] * len(eqn.outvars)
+        return _Work(flops, flops * share), [DENSE] * len(eqn.outvars)
     if name in _CONTROL:
         return _CONTROL[name](eqn, values)
     if _jaxprs(eqn):
         return _call(eqn, values)
-    return _NO_WORK, _densities(eqn, values)
+    return _NO_WORK, densities(eqn, values)
 
 
 def _dot_general(eqn: JaxprEqn) -> int:
     (contracted, _), _ = eqn.params["dimension_numbers"]
-    lhs, out = _shape(eqn.invars[0]), _shape(eqn.outvars[0])
+    lhs, out = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
     return math.prod(out) * math.prod(lhs[i] for i in contracted)
 
 
@@ -183,14 +157,14 @@ def _ragged_dot(eqn: JaxprEqn) -> int:
     # Each row of the left meets the matrix of one group.
     numbers = eqn.params["ragged_dot_dimension_numbers"]
     (_, contracted), (_, batch) = numbers.dot_dimension_numbers
-    lhs, rhs = map(_shape, eqn.invars[:2])
+    lhs, rhs = map(shape_of, eqn.invars[:2])
     shared = {*contracted, *batch, *numbers.rhs_group_dimensions}
     return math.prod(lhs) * math.prod(n for i, n in enumerate(rhs) if i not in shared)
 
 
 def _convolution(eqn: JaxprEqn) -> int:
     lhs_spec, rhs_spec, out_spec = eqn.params["dimension_numbers"]
-    lhs, rhs, out = map(_shape, [*eqn.invars, *eqn.outvars])
+    lhs, rhs, out = map(shape_of, [*eqn.invars, *eqn.outvars])
     channels = out[out_spec[0]] * out[out_spec[1]] * rhs[rhs_spec[1]]
     axes = zip(lhs_spec[2:], rhs_spec[2:], out_spec[2:], strict=True)
     return channels * math.prod(min(lhs[i], out[o]) * rhs[k] for i, k, o in axes)
@@ -204,47 +178,47 @@ _CONTRACTIONS = {
 }
 
 
-def _scan(eqn: JaxprEqn, values: list[_Value]) -> tuple[_Work, list[_Value]]:
+def _scan(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
     body, length = eqn.params["jaxpr"].jaxpr, eqn.params["length"]
     first, last = eqn.params["num_consts"], eqn.params["num_carry"]
     last += first
     consts, carry, xs = values[:first], values[first:last], values[last:]
-    carry, xs = _moved(carry), _moved(xs)
+    carry, xs = moved(carry), moved(xs)
     while True:  # A carry keeps its density if the body never raises it.
         work, outputs = _walk(body, [*consts, *carry, *xs])
         after = outputs[: len(carry)]
         settled = [
-            c if o.density <= c.density and (c is not _ZERO or o is _ZERO) else _DENSE
+            c if o.density <= c.density and (c is not ZERO or o is ZERO) else DENSE
             for c, o in zip(carry, after, strict=True)
         ]
         if settled == carry:
             break
         carry = settled
     work = _Work(length * work.flops, length * work.sparse)
-    return work, [*carry, *_moved(outputs[len(carry) :])]
+    return work, [*carry, *moved(outputs[len(carry) :])]
 
 
-def _cond(eqn: JaxprEqn, values: list[_Value]) -> tuple[_Work, list[_Value]]:
+def _cond(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
     branches = [_walk(b.jaxpr, values[1:]) for b in eqn.params["branches"]]
     works = [work for work, _ in branches]
     work = _Work(max(w.flops for w in works), max(w.sparse for w in works))
     outputs = zip(*[outputs for _, outputs in branches], strict=True)
-    return work, [_joined(alternatives) for alternatives in outputs]
+    return work, [joined(alternatives) for alternatives in outputs]
 
 
-def _while(eqn: JaxprEqn, values: list[_Value]) -> tuple[_Work, list[_Value]]:
+def _while(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
     del values
     return _refuse_work(eqn, "a while_loop")
 
 
-def _pallas_call(eqn: JaxprEqn, values: list[_Value]) -> tuple[_Work, list[_Value]]:
+def _pallas_call(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
     grid = eqn.params["grid_mapping"].grid
     if not all(isinstance(n, int | np.integer) for n in grid):
         return _refuse_work(eqn, "a Pallas kernel with a dynamic grid")
     return _repeated(eqn, values, math.prod(map(int, grid)))
 
 
-def _shard_map(eqn: JaxprEqn, values: list[_Value]) -> tuple[_Work, list[_Value]]:
+def _shard_map(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
     mesh = eqn.params["mesh"]
     return _repeated(
         eqn, values, math.prod(mesh.shape[a] for a in eqn.params["newly_manual_axes"])
@@ -252,8 +226,8 @@ def _shard_map(eqn: JaxprEqn, values: list[_Value]) -> tuple[_Work, list[_Value]
 
 
 def _repeated(
-    eqn: JaxprEqn, values: list[_Value], times: int
-) -> tuple[_Work, list[_Value]]:
+    eqn: JaxprEqn, values: list[Value], times: int
+) -> tuple[_Work, list[Value]]:
     work, outputs = _call(eqn, values)
     return _Work(times * work.flops, times * work.sparse), outputs
 
@@ -267,12 +241,12 @@ _CONTROL = {
 }
 
 
-def _call(eqn: JaxprEqn, values: list[_Value]) -> tuple[_Work, list[_Value]]:
+def _call(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
     """Enters the jaxprs in an equation's parameters, whatever the primitive is."""
-    flops, sparse, outputs = 0, Fraction(0), [_DENSE] * len(eqn.outvars)
+    flops, sparse, outputs = 0, Fraction(0), [DENSE] * len(eqn.outvars)
     for jaxpr in _jaxprs(eqn):
         same = _ranks(jaxpr.invars) == _ranks(eqn.invars)
-        inputs = values if same else [_DENSE] * len(jaxpr.invars)
+        inputs = values if same else [DENSE] * len(jaxpr.invars)
         work, inner = _walk(jaxpr, inputs)
         flops, sparse = flops + work.flops, sparse + work.sparse
         if len(inner) == len(outputs):
@@ -290,71 +264,20 @@ def _jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
     return [jaxpr for jaxpr in closed if isinstance(jaxpr, Jaxpr)]
 
 
-def _refuse_work(eqn: JaxprEqn, where: str) -> tuple[_Work, list[_Value]]:
+def _refuse_work(eqn: JaxprEqn, where: str) -> tuple[_Work, list[Value]]:
     """Raises if an equation that runs an unknown number of times has work to do."""
-    work = [_walk(j, [_DENSE] * len(j.invars))[0] for j in _jaxprs(eqn)]
+    work = [_walk(j, [DENSE] * len(j.invars))[0] for j in _jaxprs(eqn)]
     if any(w.flops for w in work):
         raise ValueError(
             f"fn has a contraction inside {where}, and nothing says how often it runs. "
             "Write the loop as jax.lax.scan, or as a fori_loop whose bounds are Python "
             "ints; or take cost of the loop's body alone and multiply it."
         )
-    return _NO_WORK, [_DENSE] * len(eqn.outvars)
-
-
-def _densities(eqn: JaxprEqn, values: list[_Value]) -> list[_Value]:
-    """Follows densities through a primitive that is neither contraction nor call."""
-    name, count = eqn.primitive.name, len(eqn.outvars)
-    if name in _KEEPING or (name == "integer_pow" and eqn.params["y"] > 0):
-        return values if len(values) == count else values[:1] * count
-    if name == "pad" and values[1] is not _ZERO:
-        return [_DENSE]
-    if name in _MOVING:
-        return _moved(values[:1] * count)
-    if name in ("mul", "and"):
-        return [_product(values)]
-    if name in _JOINING:
-        return [_joined(values[1:] if name == "select_n" else values)]
-    if name in ("concatenate", "stack"):
-        return [_mixed(values, [math.prod(_shape(v)) for v in eqn.invars])]
-    return [_DENSE] * count
-
-
-def _moved(values: Sequence[_Value]) -> list[_Value]:
-    """Keeps the densities, but not which entries are zero."""
-    plain = (_DENSE, _ZERO)
-    return [v if v in plain else _Value(v.density, object()) for v in values]
-
-
-def _product(values: Sequence[_Value]) -> _Value:
-    distinct = list({v.support: v for v in values if v is not _DENSE}.values())
-    if len(distinct) <= 1:
-        return distinct[0] if distinct else _DENSE
-    density = math.prod((v.density for v in distinct), start=Fraction(1))
-    return _Value(density, object())
-
-
-def _joined(values: Sequence[_Value]) -> _Value:
-    distinct = list({v.support: v for v in values if v is not _ZERO}.values())
-    if len(distinct) <= 1:
-        return distinct[0] if distinct else _ZERO
-    density = sum((v.density for v in distinct), Fraction(0))
-    return _Value(min(Fraction(1), density), object())
-
-
-def _mixed(values: Sequence[_Value], sizes: Sequence[int]) -> _Value:
-    if all(v is _ZERO for v in values) or not sum(sizes):
-        return values[0]
-    filled = [v.density * size for v, size in zip(values, sizes, strict=True)]
-    return _Value(sum(filled, Fraction(0)) / sum(sizes), object())
-
-
-def _shape(atom: Any) -> tuple[int, ...]:
-    return getattr(atom.aval, "shape", ())  # Tokens have none.
+    return _NO_WORK, [DENSE] * len(eqn.outvars)
 
 
 def _ranks(atoms: Sequence[Any]) -> list[int]:
-    return [len(_shape(atom)) for atom in atoms]
+    return [len(shape_of(atom)) for atom in atoms]
 
 
 def _sizes(params: Any) -> list[int]:

@@ -1,0 +1,89 @@
+"""How the zeros of a mask travel: the density of what a primitive makes of operands."""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from jax.extend.core import JaxprEqn
+
+
+class Value(NamedTuple):
+    """What is known of a variable: the density of the weights that it is made of.
+
+    Values with the same support (compared by identity) are zero in the same places.
+    """
+
+    density: Fraction
+    support: object
+
+
+DENSE = Value(Fraction(1), None)  # Activations, constants, whatever is not followed.
+ZERO = Value(Fraction(1), "zero")  # A constant 0: harmless in a sum or a selection.
+
+# Elementwise functions with f(0) = 0 of their first operand: they keep its zeros.
+_KEEPING = set(
+    "abs asin asinh atan atanh cbrt ceil conj convert_element_type copy copy_p "
+    "device_put div erf expm1 floor imag log1p name neg optimization_barrier pvary "
+    "real reduce_precision reshard round sharding_constraint sign sin sinh sqrt square "
+    "stop_gradient tan tanh".split()
+)
+# These move, repeat or select entries of their first operand: its density stays.
+_MOVING = set(
+    "all_gather all_gather_invariant all_to_all broadcast_in_dim dynamic_slice "
+    "expand_dims gather pad ppermute reshape rev slice split squeeze tile transpose "
+    "unstack".split()
+)
+# An entry of the result is 0 if it is 0 in all operands.
+_JOINING = set("add add_any max min or select_n sub".split())
+
+
+def densities(eqn: JaxprEqn, values: list[Value]) -> list[Value]:
+    """Follows densities through a primitive that is neither contraction nor call."""
+    name, count = eqn.primitive.name, len(eqn.outvars)
+    if name in _KEEPING or (name == "integer_pow" and eqn.params["y"] > 0):
+        return values if len(values) == count else values[:1] * count
+    if name == "pad" and values[1] is not ZERO:
+        return [DENSE]
+    if name in _MOVING:
+        return moved(values[:1] * count)
+    if name in ("mul", "and"):
+        return [_product(values)]
+    if name in _JOINING:
+        return [joined(values[1:] if name == "select_n" else values)]
+    if name in ("concatenate", "stack"):
+        return [_mixed(values, [math.prod(shape_of(v)) for v in eqn.invars])]
+    return [DENSE] * count
+
+
+def moved(values: Sequence[Value]) -> list[Value]:
+    """Keeps the densities, but not which entries are zero."""
+    plain = (DENSE, ZERO)
+    return [v if v in plain else Value(v.density, object()) for v in values]
+
+
+def _product(values: Sequence[Value]) -> Value:
+    distinct = list({v.support: v for v in values if v is not DENSE}.values())
+    if len(distinct) <= 1:
+        return distinct[0] if distinct else DENSE
+    density = math.prod((v.density for v in distinct), start=Fraction(1))
+    return Value(density, object())
+
+
+def joined(values: Sequence[Value]) -> Value:
+    distinct = list({v.support: v for v in values if v is not ZERO}.values())
+    if len(distinct) <= 1:
+        return distinct[0] if distinct else ZERO
+    density = sum((v.density for v in distinct), Fraction(0))
+    return Value(min(Fraction(1), density), object())
+
+
+def _mixed(values: Sequence[Value], sizes: Sequence[int]) -> Value:
+    if all(v is ZERO for v in values) or not sum(sizes):
+        return values[0]
+    filled = [v.density * size for v, size in zip(values, sizes, strict=True)]
+    return Value(sum(filled, Fraction(0)) / sum(sizes), object())
+
+
+def shape_of(atom: Any) -> tuple[int, ...]:
+    return getattr(atom.aval, "shape", ())  # Tokens have none.
