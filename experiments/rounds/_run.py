@@ -8,39 +8,29 @@ import io
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-import jaxprune as jp
 from experiments import results, store
 from experiments.config import Rounds
-from experiments.data import Dataset, Split, balanced
+from experiments.data import Dataset, balanced
 from experiments.models import Network, network
 from experiments.rounds import _diagnostics
-from experiments.rounds._measures import CRITERIA, Evidence
+from experiments.rounds._measures import CRITERIA
+from experiments.rounds._prune import (
+    DENSE,
+    Lab,
+    Row,
+    compare_measures,
+    describe_prune,
+    gather_evidence,
+    prune,
+)
 from experiments.rounds._small import find_groups, measure_latency, measure_size
-from experiments.rounds._train import State, Trainer, trainer
-
-
-class Row(NamedTuple):
-    """A row of the results: what is pruned by what, how much, in how many rounds."""
-
-    measure: str
-    level: str
-    fraction: float
-    rounds: int
-
-    def file(self, seed: int) -> str:
-        """The name of the file of one run."""
-        return (
-            f"{self.measure}-{self.level}-{self.fraction:g}-{self.rounds}-{seed}.json"
-        )
-
-
-DENSE = Row("dense", "weights", 0.0, 0)
+from experiments.rounds._train import Trainer, trainer
 
 
 def plan(config: Rounds) -> list[Row]:
@@ -96,30 +86,14 @@ def run(
     ]
 
 
-class _Lab(NamedTuple):
-    """What all runs of one seed share; the state is that after the first epoch."""
-
-    config: Rounds
-    dataset: Dataset
-    network: Network
-    train: Trainer
-    groups: Any
-    scored: Split
-    origin: Any
-    state: State
-    loss: float
-    epoch_keys: jax.Array
-    score_keys: jax.Array
-
-
 def _prepare(
     config: Rounds, dataset: Dataset, net: Network, train: Trainer, key: jax.Array
-) -> _Lab:
+) -> Lab:
     init_key, batch_key, epochs_key, scores_key = jax.random.split(key, 4)
     params, stats = jax.jit(net.init)(init_key)
     epoch_keys = jax.random.split(epochs_key, config.epochs)
     state, loss = train.epoch(train.begin(params, stats), epoch_keys[0], 0)
-    return _Lab(
+    return Lab(
         config,
         dataset,
         net,
@@ -135,7 +109,7 @@ def _prepare(
 
 
 def _run_row(
-    lab: _Lab,
+    lab: Lab,
     row: Row,
     folder: pathlib.Path,
     seed: int,
@@ -162,19 +136,19 @@ def _run_row(
             ),
         }
         if row == DENSE or number < row.rounds:
-            evidence = _evidence(lab, state, lab.score_keys[number])
+            evidence = gather_evidence(lab, state, lab.score_keys[number])
             epoch["flow"] = _diagnostics.rates(evidence.flow)
         else:
             flow = train.flow(state, lab.scored, config.temperature)
             epoch["flow"] = _diagnostics.rates(flow)
         if row == DENSE:
-            epoch["measures"], masks = _compare_measures(lab, evidence, masks)
+            epoch["measures"], masks = compare_measures(lab, evidence, masks)
         epochs.append(epoch)
         if number < row.rounds:
             count = counts[number] if counts else None
-            new = _prune(lab, row, number + 1, evidence, mask, count)
+            new = prune(lab, row, number + 1, evidence, mask, count)
             pruned = train.restart(state, new)
-            prunes.append(_describe_prune(lab, state, pruned, evidence, mask, new))
+            prunes.append(describe_prune(lab, state, pruned, evidence, mask, new))
             state, mask = pruned, new
     if row == DENSE:
         buffer = io.BytesIO()
@@ -189,94 +163,6 @@ def _run_row(
         "epochs": epochs,
         "prunes": prunes,
     }
-
-
-def _evidence(lab: _Lab, state: State, key: jax.Array) -> Evidence:
-    at = (lab.config.temperature, lab.config.grasp_temperature, 1.0)
-    flows = [lab.train.flow(state, lab.scored, temperature) for temperature in at]
-    return Evidence(*flows, lab.origin, state.tracked, key)  # pyright: ignore[reportCallIssue]
-
-
-def _prune(
-    lab: _Lab, row: Row, done: int, evidence: Evidence, mask: Any, count: int | None
-) -> Any:
-    """The mask after ``done`` rounds, inside the mask so far."""
-    criterion = CRITERIA[row.measure]
-    fraction = float(jp.hyperbolic_schedule(row.fraction, row.rounds)(done))
-    if row.level == "weights":
-        if count is not None:  # As many parameters in all as the filters have left.
-            sizes = _sizes(lab.origin)
-            fraction = (sum(sizes.values()) - count) / sizes[True]
-        return jp.global_mask(criterion.weights(evidence), fraction, prior=mask)
-    kept = jax.tree.map(jnp.float32, mask)
-    scores = [
-        jnp.where(left > 0, score, -jnp.inf)  # What is gone goes first.
-        for score, left in zip(
-            criterion.filters(evidence, lab.groups),
-            jp.structured.group_scores(kept, lab.groups),
-            strict=True,
-        )
-    ]
-    return jp.structured.structured_mask(
-        scores,
-        lab.groups,
-        lab.origin,
-        fraction,
-        scope=criterion.scope,
-        min_keep=lab.config.min_keep,
-    )
-
-
-def _describe_prune(
-    lab: _Lab, before: State, after: State, evidence: Evidence, old: Any, new: Any
-) -> dict[str, Any]:
-    """What a pruning was predicted to change, and what it changed."""
-    train, temperature = lab.train, lab.config.temperature
-    flow = train.flow(after, lab.scored, temperature)
-    losses = [train.look(state, lab.scored).loss for state in (before, after)]
-    squares = [_diagnostics.rates(f)["squared_gradient"] for f in (evidence.flow, flow)]
-    return {
-        "parameters": int(sum(m.sum() for m in jax.tree.leaves(new))),
-        "loss": losses,
-        "squared_gradient": squares,
-        "predicted": _diagnostics.predicted_changes(evidence.flow, old, new),
-        "distance": _diagnostics.mask_distance(old, new),
-        "contribution_share": _diagnostics.contribution_share(
-            before.contribution, old, new
-        ),
-    }
-
-
-def _compare_measures(
-    lab: _Lab, evidence: Evidence, before: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """How alike the measures are, and how far their masks moved since ``before``."""
-    whole = jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), lab.origin)
-    masks = {
-        name: _prune(
-            lab,
-            Row(name, "filters", max(lab.config.fractions), 1),
-            1,
-            evidence,
-            whole,
-            None,
-        )
-        for name in lab.config.measures
-    }
-    scores = {
-        name: CRITERIA[name].weights(evidence)
-        for name in lab.config.measures
-        if CRITERIA[name].has_weights
-    }
-    found = {
-        "correlations": _diagnostics.correlations(scores),
-        "mask_distance": {
-            name: _diagnostics.mask_distance(before[name], mask)
-            for name, mask in masks.items()
-            if name in before
-        },
-    }
-    return found, masks
 
 
 def _summarise(epochs: list[dict[str, Any]], rounds: int) -> dict[str, Any]:
@@ -306,15 +192,6 @@ def _filter_counts(folder: pathlib.Path, row: Row, seed: int) -> list[int]:
     if row.level == "filters" or row == DENSE or found is None:
         return []
     return [prune["parameters"] for prune in found["prunes"]]
-
-
-def _sizes(params: Any) -> dict[bool, int]:
-    """How many parameters are prunable, and how many are not."""
-    sizes = {True: 0, False: 0}
-    flags = jax.tree.leaves(jp.matrices(params))
-    for leaf, flag in zip(jax.tree.leaves(params), flags, strict=True):
-        sizes[flag] += leaf.size
-    return sizes
 
 
 _LOGITS = "dense-{}.npz"

@@ -13,7 +13,7 @@ from jaxprune.structured._even import Even, even_axes
 from jaxprune.structured._labels import ONE, Labels, Value
 
 RULES: dict[str, Callable[..., Any]] = {}
-"""One rule a primitive, filled in by `_moves`, `_meets` and `_control`."""
+"""One rule a primitive, filled in by `_moves`, `_reshape`, `_meets` and others."""
 
 
 class Body(NamedTuple):
@@ -159,9 +159,9 @@ def trace_function(
     fn: Callable[..., Any], params: Any, inputs: Sequence[Any]
 ) -> tuple[Trace, Body, Any]:
     """Traces ``fn(params, *inputs)`` and follows labels from parameters to outputs."""
-    from jaxprune.structured import _control, _derivatives, _meets, _moves
+    from jaxprune.structured import _control, _derivatives, _meets, _moves, _reshape
 
-    del _control, _derivatives, _meets, _moves  # They fill RULES.
+    del _control, _derivatives, _meets, _moves, _reshape  # They fill RULES.
     closed, out = jax.make_jaxpr(fn, return_shape=True)(params, *inputs)
     choices: dict[int, int] = {}
     trace, body = _follow(closed, out, params, inputs, choices)
