@@ -47,6 +47,9 @@ from jaxprune._scores import magnitude as magnitude
 from jaxprune._scores import random as random
 from jaxprune._scores import snip as snip
 from jaxprune._scores import synflow as synflow
+from jaxprune._sparse_mup import SparseMup as SparseMup
+from jaxprune._sparse_mup import scale_leaves as scale_leaves
+from jaxprune._sparse_mup import sparse_mup as sparse_mup
 from jaxprune._state import get_mask as get_mask
 from jaxprune._state import set_mask as set_mask
 from jaxprune._straight_through import forward_sparse as forward_sparse

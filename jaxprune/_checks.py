@@ -146,6 +146,16 @@ def check_fraction(value: Any, name: str, of: str) -> None:
         )
 
 
+def static_sparsity(value: Any, caller: str, name: str) -> float:
+    """Reads a sparsity, checked before; raises if it is traced."""
+    if isinstance(value, Tracer):
+        raise TypeError(
+            f"{caller} takes a sparsity known while tracing, a Python number in "
+            f"[0, 1); got a traced value for {name}."
+        )
+    return float(value)
+
+
 def check_key(key: Any) -> None:
     """Raises unless ``key`` is one JAX random key, of the new kind or the old."""
     dtype, shape = getattr(key, "dtype", None), np.shape(key)

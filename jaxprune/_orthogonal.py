@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from jaxprune import _checks
 from jaxprune._masks import broadcast_sparsity, layerwise_mask
@@ -97,7 +96,7 @@ def exact_orthogonal_init(
             scores.append(jnp.zeros_like(leaf))
             sparsities.append(0.0)
             continue
-        target = _as_float(next(targets), path)
+        target = _checks.static_sparsity(next(targets), "exact_orthogonal_init", path)
         draw, fill = jax.random.split(jax.random.fold_in(key, i))
         kernel = _drawn(draw, jnp.shape(leaf), _central_count(leaf, target, path))
         noise = jax.random.uniform(fill, kernel.shape)
@@ -110,15 +109,6 @@ def exact_orthogonal_init(
         prunable=lambda _: structure.unflatten(flags),
     )
     return structure.unflatten(weights), mask
-
-
-def _as_float(sparsity: Any, path: str) -> float:
-    if isinstance(sparsity, Tracer):
-        raise TypeError(
-            "exact_orthogonal_init takes a sparsity known while tracing, a Python "
-            f"number in [0, 1); got a traced value for {path}."
-        )
-    return float(sparsity)
 
 
 def _central_count(leaf: Any, sparsity: float, path: str) -> int:

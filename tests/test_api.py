@@ -30,6 +30,7 @@ CONTRACT = """
     sparse gradual k_starts dissipating shuffle_mask cost
     rigl set_training granet forward_sparse gradual_n_m prospr
     earlycrop_trigger epi_trigger lamp block_mask exact_orthogonal_init
+    sparse_mup scale_leaves
 """.split()
 
 

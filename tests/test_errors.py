@@ -68,6 +68,10 @@ TAKES_SPARSITY = {
         jp.magnitude, PARAMS, sparsity=s, rounds=2
     ),
     "force_mask": lambda s: jp.force_mask(_loss, PARAMS, X, sparsity=s, rounds=2),
+    "sparse_mup": lambda s: jp.sparse_mup(PARAMS, s, hidden=jp.matrices),
+    "sparse_mup, base": lambda s: jp.sparse_mup(
+        PARAMS, 0.5, hidden=jp.matrices, base_sparsity=s
+    ),
     "exact_orthogonal_init": lambda s: jp.exact_orthogonal_init(KEY, PARAMS, s),
     "gradual": lambda s: jp.gradual(s),
     "k_starts": lambda s: jp.k_starts(KEY, 2, s, select_at=1),
@@ -484,6 +488,35 @@ BAD_CALLS = {
         lambda: jp.exact_orthogonal_init(jnp.ones(2), PARAMS, 0.5),
         TypeError,
         "key must be a random key",
+    ),
+    "sparse_mup, traced sparsity": (
+        _jit(lambda s: jp.sparse_mup(PARAMS, s, hidden=jp.matrices).output),
+        TypeError,
+        "known while tracing.*traced value for dense/kernel",
+    ),
+    "sparse_mup, traced base": (
+        _jit(
+            lambda s: (
+                jp.sparse_mup(PARAMS, 0.5, hidden=jp.matrices, base_sparsity=s).output
+            )
+        ),
+        TypeError,
+        "known while tracing.*traced value for base_sparsity",
+    ),
+    "sparse_mup, no width": (
+        lambda: jp.sparse_mup(PARAMS, 0.5, hidden=jp.matrices, width=0),
+        ValueError,
+        "width must be a positive number.*got 0",
+    ),
+    "sparse_mup, nothing is hidden": (
+        lambda: jp.sparse_mup(PARAMS, 0.5, hidden=jp.by_path("body")),
+        ValueError,
+        "[Nn]othing is prunable",
+    ),
+    "scale_leaves of another tree": (
+        lambda: jp.scale_leaves({"dense": 0.5}).update(PARAMS, optax.EmptyState()),
+        ValueError,
+        "factors must have one number for every leaf",
     ),
     "axis out of range": (
         lambda: jp.n_m_mask(SCORES, 2, 4, axis=2),
