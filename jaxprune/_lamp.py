@@ -58,7 +58,7 @@ def lamp(scores: Scores) -> Scores:
 
     References:
       Lee et al., `Layer-adaptive Sparsity for the Magnitude-based Pruning
-      <https://arxiv.org/abs/2010.07611>`_, ICLR 2021, Equation 4.
+      <https://arxiv.org/abs/2010.07611>`_, ICLR 2021.
     """
     _checks.check_floating(scores, "scores")
     for path, leaf in zip(

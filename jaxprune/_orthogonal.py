@@ -80,7 +80,7 @@ def exact_orthogonal_init(
     References:
       Nowak et al., `Sparser, Better, Deeper, Stronger: Improving Static Sparse Training
       with Exact Orthogonal Initialization <https://arxiv.org/abs/2406.01755>`_, ICML
-      2024, Algorithm 1.
+      2024; the split between taps is that of the authors' code.
     """
     _checks.check_key(key)
     _checks.check_floating(params, "params")
