@@ -134,6 +134,8 @@ def _start(lab: Lab, run: Run) -> Start:
         start = starts.rewound(lab, run.sparsity, targets)
     elif run.method == "k_starts_independent":
         start = starts.fittest(lab, run.sparsity)
+    elif pruner.draw is not None:
+        start = starts.drawn(lab, pruner.draw, run.sparsity)
     elif pruner.trigger is not None:
         start = starts.settled(lab, pruner.trigger(run.sparsity))
     else:

@@ -26,6 +26,7 @@ Method = Literal[
     "k_starts_independent",
     "random_dropout",
     "static",
+    "eoi",
     "set",
     "rigl",
     "granet",

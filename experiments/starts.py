@@ -50,6 +50,16 @@ def dense(lab: Lab) -> Start:
     return Start(lab.whole, lab.params, lab.stats)
 
 
+def drawn(lab: Lab, draw: Callable[..., Any], sparsity: float) -> Start:
+    """Other weights, with their masks, one network at a time."""
+    found = [
+        draw(key, jax.tree.map(lambda x, i=i: x[i], lab.params), sparsity)
+        for i, key in enumerate(lab.keys.masks)
+    ]
+    params, mask = jax.tree.map(lambda *x: jnp.stack(x), *found)
+    return Start(mask, params, lab.stats)
+
+
 def warmed_up(lab: Lab, epochs: int) -> Start:
     """Some dense epochs later, with the optimizer as it is by then."""
     if not epochs:

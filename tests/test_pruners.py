@@ -70,6 +70,20 @@ def test_independent_k_starts_trains_every_masked_network_alone(small):
         np.testing.assert_allclose(found, alone, rtol=1e-3, atol=1e-5)
 
 
+def test_orthogonal_weights_are_drawn_for_every_seed(small):
+    start = starts.drawn(small, small.pruner("eoi").draw, 0.5)
+    kernels = [np.asarray(p) for p in jax.tree.leaves(start.params) if p.ndim == 3]
+    assert [k.shape for k in kernels] == [(2, 64, 12), (2, 12, 8), (2, 8, 10)]
+    for kernel in kernels:
+        assert (kernel[0] != kernel[1]).any()
+        for w in kernel:
+            gram = w.T @ w if w.shape[0] >= w.shape[1] else w @ w.T
+            np.testing.assert_allclose(gram, 2 * np.eye(len(gram)), atol=1e-5)
+    removed = [~np.asarray(m) for m in jax.tree.leaves(start.mask)]
+    count, half = sum(m.sum() for m in removed), 64 * 12 + 12 * 8 + 8 * 10
+    assert abs(count - half) <= 6 / 2  # Each of six kernels is rounded.
+
+
 @pytest.mark.parametrize(("fires_at", "epochs"), [(1, 1), (2, 2), (9, 2)])
 def test_a_trigger_ends_the_dense_epochs_at_half_of_training_at_most(
     fires_at, epochs, small

@@ -1,8 +1,9 @@
 """Pruned before training or early in it, on scikit-learn's handwritten digits.
 
-Relatives of SNIP at initialisation (in rounds, in rounds that may take weights back,
-through steps of training), and after dense epochs, whose number is given or is left to
-a trigger. Blocks of 4x4 weights fit two of the four layers, so fewer weights go.
+A random mask, and sparse orthogonal weights that come with theirs; relatives of SNIP
+(in rounds, in rounds that may take weights back, through steps of training); and masks
+found after dense epochs, whose number is given or is left to a trigger. Blocks of 4x4
+weights fit two of the four layers, so fewer weights go.
 
 Run: python -m experiments.run digits_early
 """
@@ -14,6 +15,8 @@ config = Config(
     model=Model("convnet", widths=(8, 16, 32), convolution="patches"),
     pruning=Pruning(
         methods=(
+            "static",
+            "eoi",
             "snip",
             "iterative_snip",
             "force",

@@ -41,6 +41,7 @@ PRUNERS: dict[str, Factory] = {
     "epi": _before.epi,
     "drive": drive(),
     "static": _before.static,
+    "eoi": _before.eoi,
     "gradual": _during.gradual,
     "k_starts": _during.k_starts(),
     "dissipating": _during.dissipating(),

@@ -189,6 +189,18 @@ def static(config: Pruning, network: Network, steps: int) -> Pruner:
     return Pruner(erk_mask, KEEP)
 
 
+def eoi(config: Pruning, network: Network, steps: int) -> Pruner:
+    """Sparse weights that are orthogonal, as dense in each layer as ERK says."""
+    del config, network, steps
+
+    def draw(key: jax.Array, params: Any, sparsity: float) -> tuple[Any, Any]:
+        return jp.exact_orthogonal_init(
+            key, params, jp.erk(params, sparsity), gain=2**0.5
+        )
+
+    return Pruner(None, KEEP, draw=draw)
+
+
 def freeze(config: Pruning, network: Network, stats: Any, key: jax.Array) -> Frozen:
     """Fixes the running statistics of a network."""
 

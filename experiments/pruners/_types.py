@@ -72,6 +72,8 @@ class Pruner(NamedTuple):
         None to start dense.
       recipe: how it is trained then.
       warmup: dense epochs before ``find``.
+      draw: ``draw(key, params, sparsity) -> (params, mask)`` for one network: weights
+        drawn anew together with their mask, before all else; None keeps the weights.
       trigger: ``trigger(sparsity)``, what tells after every dense epoch whether it is
         time for ``find``; None is a number of epochs.
     """
@@ -79,6 +81,7 @@ class Pruner(NamedTuple):
     find: Callable[..., Any] | None
     recipe: Recipe
     warmup: int = 0
+    draw: Callable[..., Any] | None = None
     trigger: Callable[[float], Settling] | None = None
 
 
