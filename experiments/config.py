@@ -90,9 +90,16 @@ class Data:
 class Model:
     """Which network."""
 
-    name: Literal["lenet", "lenet5", "convnet", "vgg", "mobilenet", "resnet", "vit"] = (
-        "convnet"
-    )
+    name: Literal[
+        "lenet",
+        "lenet5",
+        "convnet",
+        "vgg",
+        "mobilenet",
+        "resnet",
+        "wide_resnet",
+        "vit",
+    ] = "convnet"
     """A multilayer perceptron ("lenet"), a convolutional net, or a transformer."""
     widths: tuple[int, ...] = (8, 16, 32)
     """Units of each hidden layer, filters of each convolution or of each stage."""

@@ -16,6 +16,7 @@ from experiments.models._mobilenet import MobileNet
 from experiments.models._plain import VGG, ConvNet, LeNet, LeNet5
 from experiments.models._resnet import ResNet
 from experiments.models._vit import ViT
+from experiments.models._wide import WideResNet
 
 
 class Network(NamedTuple):
@@ -65,6 +66,7 @@ MODELS = {
     "vgg": VGG,
     "mobilenet": MobileNet,
     "resnet": ResNet,
+    "wide_resnet": WideResNet,
     "vit": ViT,
 }
 
@@ -87,5 +89,6 @@ PUBLISHED = {
         stem="imagenet",
     ),
     "resnet56": Model("resnet", (16, 32, 64), 9, shortcut="project"),
+    "wrn22_2": Model("wide_resnet", (32, 64, 128), 3),
     "vit": Model("vit", (256,), 6),  # Ours: no paper has it.
 }
