@@ -54,7 +54,12 @@ class Dataset:
 
 
 def load(config: Data) -> Dataset:
-    """Loads a data set, and carves the validation split from the training images.
+    """Loads a data set onto the device; as `read` else."""
+    return jax.tree.map(jnp.asarray, read(config))
+
+
+def read(config: Data) -> Dataset:
+    """Reads a data set as NumPy arrays, the validation split carved from the training.
 
     Raises:
       DatasetMissingError: if it is not where ``config`` says, with how to get it.
@@ -68,11 +73,11 @@ def load(config: Data) -> Dataset:
     train, validation = _stratified(images, labels, config.validation_size, config.seed)
     channels = {"axis": (0, 1, 2), "keepdims": True}
     return Dataset(
-        train=_on_device(*train),
-        validation=_on_device(*validation),
-        test=_on_device(*test),
-        mean=jnp.asarray(train[0].mean(**channels), jnp.float32),
-        std=jnp.asarray(train[0].std(**channels), jnp.float32),
+        train=_split(*train),
+        validation=_split(*validation),
+        test=_split(*test),
+        mean=train[0].mean(**channels).astype(np.float32),
+        std=train[0].std(**channels).astype(np.float32),
         classes=int(test[1].max()) + 1,
     )
 
@@ -152,5 +157,5 @@ def _stratified(
     return (train_images, train_labels), (other_images, other_labels)
 
 
-def _on_device(images: np.ndarray, labels: np.ndarray) -> Split:
-    return Split(jnp.asarray(images, jnp.uint8), jnp.asarray(labels, jnp.int32))
+def _split(images: np.ndarray, labels: np.ndarray) -> Any:
+    return Split(images.astype(np.uint8), labels.astype(np.int32))  # type: ignore

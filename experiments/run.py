@@ -3,21 +3,24 @@
 Every option of `experiments.config` is a flag: ``digits --help`` lists them.
 """
 
+import json
 import pathlib
 import pkgutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 
+import jax
 import rich
 import rich.progress
 import tyro
 
-from experiments import configs, plots, results, rounds, tables
+from experiments import configs, plots, results, rounds, scale, tables
 from experiments.compare import Run, compare, plan
-from experiments.config import Config, Rounds
-from experiments.data import Dataset, DatasetMissingError, load
+from experiments.config import Config, Rounds, Scaled
+from experiments.data import Dataset, DatasetMissingError, load, read
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -26,8 +29,11 @@ def main(args: Sequence[str] | None = None) -> None:
     config = tyro.extras.overridable_config_cli(
         _configs(), args=args, prog="python -m experiments.run"
     )
+    workdir = config.workdir or pathlib.Path("runs", args[0])
+    if isinstance(config, Scaled) and config.parallel.distributed:
+        jax.distributed.initialize()  # Before anything else asks for a device.
     try:
-        dataset = load(config.data)
+        dataset = (read if isinstance(config, Scaled) else load)(config.data)
     except DatasetMissingError as error:
         sys.exit(str(error))
     if len(dataset.train.labels) < config.batch_size:
@@ -35,9 +41,10 @@ def main(args: Sequence[str] | None = None) -> None:
             f"batch_size={config.batch_size}, but there are only "
             f"{len(dataset.train.labels)} images to train on: lower --batch-size."
         )
-    workdir = config.workdir or pathlib.Path("runs", args[0])
     workdir.mkdir(parents=True, exist_ok=True)
-    if isinstance(config, Rounds):
+    if isinstance(config, Scaled):
+        run_scaled(config, dataset, workdir)
+    elif isinstance(config, Rounds):
         run_rounds(args[0], config, dataset, workdir)
     else:
         run_comparison(args[0], config, dataset, workdir)
@@ -82,6 +89,25 @@ def run(
     )
 
 
+def run_scaled(config: Scaled, dataset: Dataset, workdir: pathlib.Path) -> None:
+    """Trains one network on all devices; goes on with what is in the folder."""
+    leads = jax.process_index() == 0
+    if leads:
+        plain = results.plain_config(config)
+        about = {"config": plain, "environment": results.environment()}
+        text = json.dumps(about, indent=2, default=str)
+        results.write(workdir / f"started-{time.time_ns()}.json", f"{text}\n".encode())
+    try:
+        found = scale.train(config, dataset, workdir, show=leads)
+    except (scale.CheckpointError, ValueError) as error:
+        sys.exit(str(error))
+    if leads:
+        text = json.dumps(found.metrics, indent=2)
+        results.write(workdir / "outcome.json", f"{text}\n".encode())
+        rich.print(found.metrics)
+        rich.print(f"Written to {workdir}: metrics.jsonl, outcome.json, checkpoints")
+
+
 def run_rounds(
     name: str, config: Rounds, dataset: Dataset, workdir: pathlib.Path
 ) -> None:
@@ -116,7 +142,7 @@ def _progress() -> Iterator[rich.progress.Progress]:
         yield progress
 
 
-def _configs() -> dict[str, tuple[str, Config | Rounds]]:
+def _configs() -> dict[str, tuple[str, Config | Rounds | Scaled]]:
     """Every module of `experiments.configs`: its docstring's first line, its config."""
     names = [module.name for module in pkgutil.iter_modules(configs.__path__)]
     modules = [import_module(f"{configs.__name__}.{name}") for name in names]

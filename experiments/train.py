@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxprune as jp
-from experiments.config import Config
+from experiments.config import Config, Scaled
 from experiments.data import Dataset, augment
 from experiments.models import Network
 from experiments.pruners import Recipe
@@ -53,9 +53,8 @@ class Trainer(NamedTuple):
     mask: Callable[..., Any]
 
 
-def trainer(config: Config, network: Network, steps: int) -> Trainer:
-    """Builds the trainer for ``steps`` steps an epoch."""
-    over_seeds = _OVER_SEEDS[config.over_seeds]
+def optimizer_of(config: Config | Scaled, steps: int) -> optax.GradientTransformation:
+    """Nesterov's SGD with weight decay and a schedule, at ``steps`` steps an epoch."""
     schedule = optax.cosine_decay_schedule(
         config.learning_rate, decay_steps=steps * config.epochs
     )
@@ -63,16 +62,21 @@ def trainer(config: Config, network: Network, steps: int) -> Trainer:
         schedule = optax.piecewise_constant_schedule(
             config.learning_rate, {steps * epoch: 0.1 for epoch in config.drops}
         )
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay, mask=jp.matrices),
+        optax.sgd(schedule, config.momentum, nesterov=True),
+    )
 
+
+def trainer(config: Config, network: Network, steps: int) -> Trainer:
+    """Builds the trainer for ``steps`` steps an epoch."""
+    over_seeds = _OVER_SEEDS[config.over_seeds]
+    plain = optimizer_of(config, steps)
     unused = jax.random.key(0, impl="rbg")  # After its start, the state has the key.
 
     def optimizer(
         recipe: Recipe, sparsity: Any, key: Any
     ) -> optax.GradientTransformation:
-        plain = optax.chain(
-            optax.add_decayed_weights(config.weight_decay, mask=jp.matrices),
-            optax.sgd(schedule, config.momentum, nesterov=True),
-        )
         return recipe.wrap(plain, sparsity, key)
 
     def loss_fn(

@@ -25,8 +25,9 @@ from experiments import (
     results,
     rounds,
     run,
+    scale,
 )
-from experiments.config import Config, Data, Method, Model, Pruning, Rounds
+from experiments.config import Config, Data, Method, Model, Pruning, Rounds, Scaled
 from experiments.models import _layers
 from experiments.pruners import PRUNERS
 from experiments.train import Metrics
@@ -40,7 +41,7 @@ TWO_STEPS = (
 PNG = b"\x89PNG"
 
 
-def _config(name: str) -> Config | Rounds:
+def _config(name: str) -> Config | Rounds | Scaled:
     return importlib.import_module(f"experiments.configs.{name}").config
 
 
@@ -70,8 +71,9 @@ IMAGES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "tiny_imagenet": (64, 64, 3
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_has_rows_and_a_network(name):
     config = _config(name)
-    rows = (compare if isinstance(config, Config) else rounds).plan(config)
-    assert len(set(rows)) == len(rows) > 1
+    if not isinstance(config, Scaled):  # That is one network.
+        rows = (compare if isinstance(config, Config) else rounds).plan(config)
+        assert len(set(rows)) == len(rows) > 1
     shape = IMAGES.get(config.data.name, (32, 32, 3))
     net = models.network(config.model, shape, 10)
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
@@ -98,6 +100,25 @@ def test_comparisons_run_for_two_steps_an_epoch(name, tmp_path):
         for value in (*result.test_accuracy, *result.test_accuracy_at_best):
             assert 0 <= value <= 1
         assert all(0 <= kept <= 1 for kept in result.density.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["digits_mesh", "cifar10_mesh"])
+def test_every_network_on_a_mesh_trains_for_two_steps(name, tmp_path):
+    config = _config(name)
+    assert isinstance(config, Scaled)
+    widths = tuple(min(width, 8) for width in config.model.widths)
+    config = dataclasses.replace(
+        config,
+        data=Data("digits", train_size=32, test_size=50, augment=config.data.augment),
+        model=dataclasses.replace(config.model, blocks=1, widths=widths),
+        batch_size=16,
+        epochs=1,
+        drops=(),
+    )
+    found = scale.train(config, data.read(config.data), tmp_path)
+    assert int(found.state.step) == 2
+    assert 0 <= found.metrics["test"] <= 1
 
 
 @pytest.mark.slow

@@ -1,0 +1,209 @@
+"""One network on a mesh: the same masks and losses however the devices are cut."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprune as jp
+from experiments import data, scale
+from experiments.config import (
+    Checkpoints,
+    Data,
+    Logging,
+    Model,
+    Parallel,
+    Pruning,
+    Scaled,
+)
+from experiments.models import network
+from experiments.scale import _mesh
+from experiments.scale._feed import Feed, held_out
+from experiments.scale._programs import programs
+from tests.helpers import kept
+
+CONV = Scaled(
+    data=Data("digits", train_size=128, validation_size=64, test_size=60),
+    model=Model("convnet", widths=(8, 16), convolution="patches"),
+    method="snip",
+    sparsity=0.8,
+    checkpoints=Checkpoints(every=100),
+    logging=Logging(every=1),
+    batch_size=64,
+    epochs=2,
+)
+MOVING = dataclasses.replace(
+    CONV,
+    model=Model("lenet", widths=(16,)),
+    method="rigl",
+    sparsity=0.5,
+    pruning=Pruning(every=2, until=1.0),
+)
+FULLY = Parallel(fsdp=-1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
+    """Compiles faster; what runs is small."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return data.read(CONV.data)
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, tmp_path_factory):
+    """Runs each row once; returns its outcome and its lines of metrics."""
+    found = {}
+
+    def run(config, devices):
+        key = config, devices
+        if key not in found:
+            folder = tmp_path_factory.mktemp("run")
+            outcome = scale.train(
+                config, dataset, folder, devices=jax.devices()[:devices]
+            )
+            text = (folder / "metrics.jsonl").read_text()
+            found[key] = outcome, [json.loads(line) for line in text.splitlines()]
+        return found[key]
+
+    return run
+
+
+ROWS = {
+    "data-parallel": (CONV, Parallel()),
+    "fully sharded": (CONV, FULLY),
+    # RigL regrows after each step, and a batch is taken in two parts.
+    "regrown, in parts": (MOVING, dataclasses.replace(FULLY, microbatches=2)),
+}
+
+
+@pytest.mark.parametrize("config, parallel", ROWS.values(), ids=ROWS)
+def test_eight_devices_find_the_masks_and_losses_of_one(config, parallel, trained):
+    one, lines = trained(config, 1)
+    many, their_lines = trained(dataclasses.replace(config, parallel=parallel), 8)
+    assert jax.tree.leaves(many.mask)[-1].sharding.num_devices == 8
+    jax.tree.map(np.testing.assert_array_equal, one.mask, many.mask)
+    assert kept(one.mask) < sum(m.size for m in jax.tree.leaves(one.mask))
+    losses, theirs = (
+        [x["loss"] for x in y if "loss" in x] for y in (lines, their_lines)
+    )
+    assert len(losses) == 4
+    np.testing.assert_allclose(losses, theirs, rtol=1e-5)
+    assert one.metrics["sparsity"] == many.metrics["sparsity"]
+
+
+def test_the_moving_mask_has_moved(trained, dataset):
+    """Else the comparison above would say little of regrowth."""
+    moved, _ = trained(MOVING, 1)
+    still, _ = trained(dataclasses.replace(MOVING, method="static"), 1)
+    pairs = zip(*map(jax.tree.leaves, (moved.mask, still.mask)), strict=True)
+    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in pairs)
+    assert kept(moved.mask) == kept(still.mask)
+
+
+def test_masks_and_moments_lie_where_their_parameters_do(trained):
+    outcome, _ = trained(dataclasses.replace(CONV, parallel=FULLY), 8)
+    params = outcome.state.params
+    shardings = jax.tree.map(lambda x: x.sharding, params)
+    assert any(not s.is_fully_replicated for s in jax.tree.leaves(shardings))
+    mask = optax.tree.get(outcome.state.opt_state, "mask")
+    trace = optax.tree.get(outcome.state.opt_state, "trace")
+    for tree in (mask, trace, outcome.mask):
+        assert jax.tree.map(lambda x: x.sharding, tree) == shardings
+    kernel = max(jax.tree.leaves(params), key=lambda p: p.size)
+    assert {s.data.size for s in kernel.addressable_shards} == {kernel.size // 8}
+
+
+def test_the_mask_is_what_snip_removes_from_the_initial_network(trained, dataset):
+    outcome, _ = trained(CONV, 1)
+    net = network(CONV.model, dataset.image_shape, dataset.classes)
+    params, stats = net.init(jax.random.fold_in(jax.random.key(CONV.seed), 0))
+    chosen = data.balanced(dataset.train, 10, jax.random.key(CONV.seed + 1))
+
+    def loss_fn(params):
+        images = dataset.standardise(chosen.images)
+        logits, _ = net.apply(params, stats, images, train=False)
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits, chosen.labels
+        ).mean()
+
+    scores = jax.jit(jp.snip(loss_fn))(params)
+    jax.tree.map(
+        np.testing.assert_array_equal, outcome.mask, jp.global_mask(scores, 0.8)
+    )
+
+
+def test_bfloat16_computes_and_float32_is_kept(dataset):
+    mesh = _mesh.mesh_of(Parallel())
+
+    def text(compute):
+        config = dataclasses.replace(CONV, parallel=Parallel(compute=compute))
+        net = network(config.model, dataset.image_shape, dataset.classes)
+        run = programs(config, net, dataset, mesh, 2)
+        batch = Feed(dataset.train, mesh, 64, 1, 0)(0)
+        after, loss = jax.eval_shape(run.step, run.shapes, batch)
+        assert loss.dtype == jnp.float32
+        assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(
+            lambda x: x.dtype, run.shapes
+        )
+        return str(jax.make_jaxpr(run.step)(run.shapes, batch))
+
+    assert "bf16" in text("bfloat16")
+    assert "bf16" not in text("float32")
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_each_epoch_feeds_every_image_once_in_an_order_of_its_own(
+    dataset, microbatches
+):
+    mesh = _mesh.mesh_of(Parallel(fsdp=2))
+    feed = Feed(dataset.train, mesh, 32, microbatches, seed=3)
+    assert feed.steps == 4
+
+    def epoch(number):
+        batches = [feed(4 * number + i) for i in range(4)]
+        assert batches[0].images.shape == (microbatches, 32 // microbatches, 8, 8, 1)
+        assert batches[0].labels.sharding.num_devices == 8
+        return [np.asarray(b.images).reshape(32, -1) for b in batches]
+
+    first, second = np.concatenate(epoch(0)), np.concatenate(epoch(1))
+    images = dataset.train.images.reshape(128, -1)
+    np.testing.assert_array_equal(np.sort(first, 0), np.sort(images, 0))
+    np.testing.assert_array_equal(np.sort(second, 0), np.sort(images, 0))
+    assert (first != second).any()
+    one = Feed(dataset.train, _mesh.mesh_of(Parallel(), jax.devices()[:1]), 32, 1, 3)
+    np.testing.assert_array_equal(
+        np.asarray(one(5).images).reshape(32, -1), second[32:64]
+    )
+
+
+def test_held_out_images_are_all_seen_and_filled_up(dataset):
+    batches = list(held_out(dataset, _mesh.mesh_of(Parallel()), 50))
+    for name in ("validation", "test"):
+        labels = np.concatenate([np.asarray(b.labels) for n, b in batches if n == name])
+        assert len(labels) % 8 == 0
+        size = dataset.sizes[name]
+        np.testing.assert_array_equal(labels[:size], getattr(dataset, name).labels)
+        assert (labels[size:] == -1).all()
+
+
+def test_what_cannot_be_cut_is_refused(dataset, tmp_path):
+    with pytest.raises(ValueError, match=r"fsdp is 3, but there are 8 devices"):
+        _mesh.mesh_of(Parallel(fsdp=3))
+    with pytest.raises(ValueError, match="batch_size is 60: 1 microbatches on 8"):
+        scale.train(dataclasses.replace(CONV, batch_size=60), dataset, tmp_path)
+    with pytest.raises(ValueError, match="batch_size is 640, but there are only 128"):
+        scale.train(dataclasses.replace(CONV, batch_size=640), dataset, tmp_path)
+    with pytest.raises(ValueError, match="'imp' trains several networks"):
+        dataclasses.replace(CONV, method="imp")
+    with pytest.raises(ValueError, match=r"checkpoints\.every is 0"):
+        dataclasses.replace(CONV, checkpoints=Checkpoints(every=0))
