@@ -51,8 +51,10 @@ class Keeper:
         arrays = _arrays(state)
         fingerprints = jax.device_get(_fingerprints(arrays))
         leaves = [
-            {**fact, "fingerprint": int(fingerprint)}
-            for fact, fingerprint in zip(_facts(state), fingerprints, strict=True)
+            {**fact, "fingerprint": int(fingerprint), "impl": _impl(leaf)}
+            for fact, fingerprint, leaf in zip(
+                _facts(state), fingerprints, jax.tree.leaves(state), strict=True
+            )
         ]
         about = {
             "format": _FORMAT,
@@ -143,7 +145,7 @@ class Keeper:
                     f"{name} was altered: the leaf {leaf['path']} is not what was "
                     "saved."
                 )
-        state = _state(arrays, shapes)
+        state = _state(arrays, leaves, shapes)
         if int(jax.device_get(state.step)) != number:
             raise CheckpointError(
                 f"{name} says that it is of step {number}, but its state is of step "
@@ -247,15 +249,20 @@ def _array_shapes(shapes: State) -> list[jax.ShapeDtypeStruct]:
     return [one(leaf) for leaf in jax.tree.leaves(shapes)]
 
 
-def _state(arrays: list[jax.Array], shapes: State) -> State:
+def _impl(leaf: jax.Array) -> str | None:
+    """What kind of key a key is."""
+    return str(jax.random.key_impl(leaf)) if _is_key(leaf) else None
+
+
+def _state(
+    arrays: list[jax.Array], leaves: list[dict[str, Any]], shapes: State
+) -> State:
     """The inverse of `_arrays`."""
-    leaves = [
-        jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
-        if _is_key(leaf)
-        else array
-        for array, leaf in zip(arrays, jax.tree.leaves(shapes), strict=True)
+    found = [
+        jax.random.wrap_key_data(array, impl=leaf["impl"]) if leaf["impl"] else array
+        for array, leaf in zip(arrays, leaves, strict=True)
     ]
-    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+    return jax.tree.unflatten(jax.tree.structure(shapes), found)
 
 
 @jax.jit
