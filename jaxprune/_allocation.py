@@ -18,8 +18,8 @@ def erk(params: Params, sparsity: Real, *, prunable: Prunable = matrices) -> Any
     A leaf with dimensions :math:`d_1, \dots, d_k` (kernel dimensions included) is kept
     with density
 
-    .. math:: \rho_l = \min\left(1, \varepsilon \, \frac{\sum_j d_j}{\prod_j
-    d_j}\right),
+    .. math:: \rho_l
+              = \min\left(1, \varepsilon \, \frac{\sum_j d_j}{\prod_j d_j}\right),
 
     and :math:`\varepsilon` is solved for so that the densities add up to the overall
     one: a leaf that would pass 1 is made dense, and the others are solved for again.

@@ -1,4 +1,7 @@
-"""The Python of README and of the pages runs, block after block, as pasted."""
+"""The Python of the README runs, block after block, as pasted.
+
+The pages of ``docs/`` run when they are built.
+"""
 
 import pathlib
 import re
@@ -37,12 +40,3 @@ def test_the_readmes_code_runs(capsys):
     assert jnp.array_equal(names["ticket"]["w1"], rewound)
     assert int(jnp.sum(~names["params"]["w1"].astype(bool))) > 64 * 128  # Sparse.
     assert set(names["masks"]) == {"loss_preservation", "grasp"}
-
-
-def test_the_page_on_structured_pruning_runs(capsys):
-    count, names = run(ROOT / "docs" / "structured.md")
-    assert count == 9
-    printed = capsys.readouterr().out
-    assert "layers/0/kernel/value: 32 channels" in printed and "50.0 %" in printed
-    assert names["width"] == 8
-    assert names["small_net"].layers[0].out_features < 32
