@@ -68,7 +68,7 @@ napoleon_use_ivar = True
 
 
 def _reachable(inventories: dict[str, str]) -> dict[str, tuple[str, None]]:
-    """The inventories that answer: without a network, names do not link, that is all."""
+    """The inventories that answer: without a network, other names do not link."""
     found = {}
     for name, url in inventories.items():
         try:

@@ -15,8 +15,11 @@ from jaxprune._types import Mask, Params, Prunable, Real
 class Trigger(NamedTuple):
     """Two pure functions, as an optax transformation is: when to prune.
 
-    ``init(params) -> state``, and ``update(tree, state) -> (due, state)``: ``due`` is a
-    scalar bool. Both may be jitted; the state has fixed types.
+    Both may be jitted; the state has fixed types.
+
+    Attributes:
+      init: ``init(params) -> state``.
+      update: ``update(tree, state) -> (due, state)``: ``due`` is a scalar bool.
     """
 
     init: Callable[[Params], Any]
@@ -24,21 +27,35 @@ class Trigger(NamedTuple):
 
 
 class EarlyCropState(NamedTuple):
-    """What `earlycrop_trigger` carries from one epoch to the next."""
+    """What `earlycrop_trigger` carries from one epoch to the next.
 
-    step: jax.Array  # Calls of update so far.
-    reference: Params  # The weights that init was given.
-    first: jax.Array  # Their distance from the weights of the first update.
-    distance: jax.Array  # Their distance from the weights of the last update.
+    Attributes:
+      step: calls of ``update`` so far, int32.
+      reference: the weights that ``init`` was given.
+      first: their distance from the weights of the first update.
+      distance: their distance from the weights of the last update.
+    """
+
+    step: jax.Array
+    reference: Params
+    first: jax.Array
+    distance: jax.Array
 
 
 class EpiState(NamedTuple):
-    """What `epi_trigger` carries from one epoch to the next; newest first."""
+    """What `epi_trigger` carries from one epoch to the next; newest first.
 
-    step: jax.Array  # Calls of update so far.
-    layers: jax.Array  # Which leaves are layers, in leaf order.
-    kept: jax.Array  # (window, leaves): the counts of the last masks.
-    indicators: jax.Array  # (window + 1,): the last indicators; -inf where undefined.
+    Attributes:
+      step: calls of ``update`` so far, int32.
+      layers: which leaves are layers, in leaf order.
+      kept: the counts of the last masks, (window, leaves).
+      indicators: the last indicators, (window + 1,); -inf where undefined.
+    """
+
+    step: jax.Array
+    layers: jax.Array
+    kept: jax.Array
+    indicators: jax.Array
 
 
 def earlycrop_trigger(sparsity: Real, *, prunable: Prunable = matrices) -> Trigger:

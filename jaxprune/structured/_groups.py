@@ -46,7 +46,14 @@ class Group(NamedTuple):
 
 
 class Frozen(NamedTuple):
-    """Positions along an axis of a leaf that are never removed, and why."""
+    """Positions along an axis of a leaf that are never removed, and why.
+
+    Attributes:
+      path: the leaf's path.
+      axis: its axis.
+      positions: how many positions along it.
+      reason: what they meet or reach.
+    """
 
     path: str
     axis: int
