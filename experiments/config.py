@@ -368,6 +368,11 @@ class Scaled:
                 f"{self.method!r} trains several networks to find one mask: run it as "
                 "a comparison, such as digits."
             )
+        if self.method in ("eoi", "earlycrop", "epi"):
+            raise ValueError(
+                f"{self.method!r} decides on weights or epochs outside the compiled "
+                "programs: run it as a comparison, such as digits_early."
+            )
 
 
 def _check_counts(config: Config | Rounds | Scaled) -> None:

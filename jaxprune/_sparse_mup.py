@@ -15,11 +15,17 @@ from jaxprune._types import Params, Prunable, Real
 
 
 class SparseMup(NamedTuple):
-    """The multipliers of `sparse_mup`: two trees of Python floats, and one number."""
+    """The multipliers of `sparse_mup`.
 
-    init: Any  # For the standard deviation of the initial weights.
-    learning_rate: Any  # For Adam's step.
-    output: float  # For what the output layer gives.
+    Attributes:
+      init: for the standard deviation of the initial weights, a tree of Python floats.
+      learning_rate: for Adam's step, likewise.
+      output: for what the output layer gives, one number.
+    """
+
+    init: Any
+    learning_rate: Any
+    output: float
 
 
 def sparse_mup(
