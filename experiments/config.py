@@ -43,6 +43,26 @@ Method = Literal[
 TWO_OF_FOUR: tuple[Method, ...] = ("sr_ste", "gradual_n_m")
 """These remove half of the weights, whatever the sparsities asked for."""
 
+Checked = Literal[
+    "magnitude",
+    "snip",
+    "grasp",
+    "synflow",
+    "biased_loss",
+    "gradient_preservation",
+    "trained_magnitude",
+    "lamp",
+    "blocks",
+    "earlycrop",
+    "epi",
+    "drive",
+    "imp",
+    "iterative_snip",
+    "force",
+    "prospr",
+]
+"""Methods that score weights once and for all, so that the checks mean something."""
+
 Check = Literal["shuffled", "redrawn", "inverted"]
 
 Measure = Literal[
@@ -141,7 +161,7 @@ class Pruning:
     """What is compared with the dense network, which always runs."""
     sparsities: tuple[float, ...] = (0.8, 0.9, 0.95, 0.98)
     """Fractions of the prunable weights removed."""
-    checked: tuple[Method, ...] = ()
+    checked: tuple[Checked, ...] = ()
     """Methods run once more for each of the `checks`, at the `check_sparsity`."""
     checks: tuple[Check, ...] = get_args(Check)
     """The mask shuffled within layers, the weights drawn anew, the scores inverted."""
@@ -213,6 +233,11 @@ class Config:
     def __post_init__(self) -> None:
         _check_counts(self)
         _check_fractions("sparsities", self.pruning.sparsities)
+        if self.pruning.rewind >= self.epochs:
+            raise ValueError(
+                f"rewind is {self.pruning.rewind} of {self.epochs} epochs: leave at "
+                "least one to train from there."
+            )
         warms_up = {"drive", "trained_magnitude", "lamp", "blocks"}
         warms_up &= set(self.pruning.methods)
         if warms_up and self.pruning.warmup >= self.epochs:

@@ -52,6 +52,8 @@ def chain(
       fraction: of the weights that are left, what a round removes.
     """
     mask, began = start, time.perf_counter()
+    if 0.0 in targets:
+        yield Link(0.0, start, 0.0)
     for sparsity in rounds(targets, fraction):
         params = train(mask)
         mask = jax.block_until_ready(_cut(params, mask, sparsity))

@@ -18,6 +18,7 @@ import numpy as np
 
 from experiments import configs, results
 from experiments.results import mean_and_std
+from experiments.rounds import VERDICTS
 
 HERE = pathlib.Path(__file__).parent
 
@@ -165,7 +166,7 @@ def _pipeline(found: Mapping[str, Any]) -> list[str]:
                 claim["values"].items(), key=lambda item: item[1]
             )
         )
-        verdict = "**held**" if claim["held"] else "**did not hold**"
+        verdict = f"**{VERDICTS[claim['held']]}**"
         parts.append(
             f"- {claim['text']} ({claim['level']}): {verdict}. {claim['number']}: "
             f"{numbers}."

@@ -157,7 +157,9 @@ def rewound(lab: Lab, sparsity: float, targets: set[float]) -> Start:
         lab.tickets.update({link.sparsity: link for link in links})
     ticket: Link = lab.tickets[sparsity]
     seconds = ticket.seconds / lab.config.seeds
-    return saved._replace(mask=ticket.mask, pruning_seconds=seconds)
+    return saved._replace(
+        mask=ticket.mask, pruning_seconds=saved.pruning_seconds + seconds
+    )
 
 
 def fittest(lab: Lab, sparsity: float) -> Start:

@@ -146,7 +146,10 @@ def trainer(config: Config, network: Network, steps: int) -> Trainer:
                 state.params, state.stats, images, dataset.train.labels[index]
             )
             tx = optimizer(recipe, sparsity, unused)
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            # K-starts gathers gradients, and not what the optimizer makes of them.
+            updates, opt_state = tx.update(
+                grads, state.opt_state, state.params, grad=grads
+            )
             params = optax.apply_updates(state.params, updates)
             return State(params, stats, opt_state), loss
 

@@ -52,7 +52,8 @@ def block_mask(
         blocks of one size as the sum does.
       prunable: which leaves take part; ``jp.divisible_by(block, axis=(-2, -1))`` leaves
         those that do not divide dense.
-      prior: a mask. What it prunes stays pruned; a block with nothing left counts
+      prior: a mask. What it prunes stays pruned, and adds nothing to the score of its
+        block; a block with nothing left counts
         toward ``sparsity``, and if more are empty already, the prior is returned.
 
     Returns:
@@ -88,7 +89,11 @@ def block_mask(
         return _pooled(leaf, block, _POOLS[reduce]) if flag else leaf
 
     with precision_of(scores):
-        blocks = jax.tree.map(pooled, widened(scores), chosen)
+        live = widened(scores)
+        if prior is not None:  # What it prunes adds nothing to its block.
+            nothing = 0.0 if reduce == "sum" else -jnp.inf
+            live = jax.tree.map(lambda s, m: jnp.where(m, s, nothing), live, prior)
+        blocks = jax.tree.map(pooled, live, chosen)
     left = None
     if prior is not None:
         left = jax.tree.map(
@@ -102,7 +107,7 @@ def block_mask(
 
 
 def _check_options(block: Any, scope: str, reduce: str) -> None:
-    if not isinstance(block, Sequence) or len(block) != 2:
+    if not isinstance(block, tuple | list) or len(block) != 2:
         raise ValueError(
             "block must be the shape of a block over the last two axes, such as "
             f"(4, 4); got {block!r}."

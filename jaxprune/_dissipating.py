@@ -77,7 +77,8 @@ def dissipating(
       sparsity: fraction of prunable weights removed, in [0, 1): a number, or an optax
         schedule of the update's number k, as in `gradual`.
       threshold: how far, as a fraction of its start, a weight must move to stay; at
-        least 0. Pass either this or ``sparsity``.
+        least 0, or an optax schedule, which removes nothing where it is negative. Pass
+        either this or ``sparsity``.
       every: updates between looks, at least 2: at update 1 no weight has moved.
       until: the last update that may look, at least 1; None for no last one.
       prunable: which leaves take part.
@@ -140,8 +141,9 @@ def dissipating(
         step = incremented(state.step)
 
         def moved(mask: Mask) -> Mask:
+            least: Any = threshold(step) if callable(threshold) else threshold
             stays = jax.tree.map(
-                lambda m, a, b: m & (jnp.abs(a - b) > threshold * jnp.abs(b)),
+                lambda m, a, b: m & (jnp.abs(a - b) > least * jnp.abs(b)),
                 mask,
                 widened(given),
                 widened(state.start),

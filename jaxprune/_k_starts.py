@@ -141,13 +141,9 @@ def k_starts(
         )
     by_weight, by_gradient = _FITNESS[fitness]
 
-    def drawn(key: jax.Array, params: Params, prior: Mask) -> Mask:
-        noise = zeros_first(random(key)(params), apply_mask(params, prior))
-        return layerwise_mask(noise, sparsity, prunable=prunable, prior=prior)
-
     def union(params: Params, whole: Mask) -> Mask:
         def turn(found: Mask, key: jax.Array) -> tuple[Mask, None]:
-            mask = drawn(key, params, whole)
+            mask = layerwise_mask(random(key)(params), sparsity, prunable=prunable)
             return jax.tree.map(jnp.logical_or, found, mask), None
 
         nothing = jax.tree.map(jnp.zeros_like, whole)
@@ -196,11 +192,15 @@ def k_starts(
             signals += [evidence] * by_gradient
 
             def turn(best: tuple[Mask, jax.Array], key: jax.Array) -> Any:
-                mask = drawn(key, given, prior)
+                noise = zeros_first(random(key)(given), apply_mask(given, prior))
+                mask = layerwise_mask(noise, sparsity, prunable=prunable, prior=prior)
                 fit = jnp.mean(jnp.stack([_share(mask, x, flags) for x in signals]))
-                better = ~(fit <= best[1])  # Of equals the first; NaN beats nothing.
+                # Of equals the first. One that is not a number has nothing to say for
+                # it but that a choice must be made.
+                value = jnp.where(jnp.isnan(fit), -0.5, fit)
+                better = value > best[1]
                 return jax.tree.map(
-                    lambda new, old: jnp.where(better, new, old), (mask, fit), best
+                    lambda new, old: jnp.where(better, new, old), (mask, value), best
                 ), fit
 
             (mask, _), spread = jax.lax.scan(turn, (prior, jnp.float32(-1)), keys)

@@ -32,7 +32,7 @@ def check_resettable(
         optax.tree.map_params(
             inner, look, state, paths, params, is_leaf=_is_masked_node
         )
-    except (TypeError, ValueError) as error:
+    except (IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(_refusal(name, "it is laid out otherwise")) from error
     if refused:
         path, shape, found = refused[0]

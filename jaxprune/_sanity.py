@@ -55,7 +55,8 @@ def shuffle_mask(key: jax.Array, mask: Mask) -> Mask:
             "mask has no leaves, or only empty ones. Pass the mask that a mask builder "
             "returned."
         )
-    noise = random(key)([m.astype(jnp.float32) for m in filled])
+    # Not the noise that a random mask of the same key was made from.
+    noise = random(jax.random.fold_in(key, 1))([m.astype(jnp.float32) for m in filled])
     counts = [_counting.count_true([m]) for m in filled]
     drawn = iter(best_of_each(noise, counts, None))
     return structure.unflatten(

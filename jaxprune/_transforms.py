@@ -52,7 +52,8 @@ def keep_sparse(
     so that after ``optax.apply_updates`` a pruned weight is exactly 0 from the first
     update on, whatever momentum, weight decay or rewinding would make of it. The rest
     of the training loop does not change. Start from ``apply_mask(params, mask)`` if the
-    first forward pass is to be sparse too.
+    first forward pass is to be sparse too, or if a pruned weight is infinite or NaN: no
+    update that is added makes that 0.
 
     Args:
       mask: a tree of bool like the parameters, ``True`` = kept; copied into the state.

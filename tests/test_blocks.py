@@ -89,3 +89,11 @@ def test_a_prior_of_single_weights_stays_pruned_inside_kept_blocks():
     # The block at the lower left is gone already; of the others the least goes.
     expected = [[False, False, True, True], [False, False, True, True]]
     np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("reduce", ["sum", "max"])
+def test_what_a_prior_prunes_adds_nothing_to_its_block(reduce):
+    scores = {"w": jnp.array([[9.0, 0.0, 3.0, 3.0], [9.0, 0.0, 3.0, 3.0]])}
+    prior = {"w": jnp.ones((2, 4), bool).at[:, 0].set(False)}
+    mask = jp.block_mask(scores, 0.5, (2, 2), reduce=reduce, prior=prior)["w"]
+    np.testing.assert_array_equal(mask, [[False, False, True, True]] * 2)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from typing import get_args
 
 import jax
@@ -325,6 +326,10 @@ def test_claims_are_decided_by_their_numbers():
         decided = _claims.claims(config, runs)
         assert len(decided) == 5
         assert [claim.held for claim in decided] == [verdict] * 5
+    diverged = {**agreeing, **_made_up("magnitude", math.nan, 0.5, 0.7, 0.9, 0.9)}
+    undecided = _claims.claims(config, diverged)
+    assert [claim.held for claim in undecided] == [None, True, True, True, True]
+    assert "converge faster (weights): is undecided" in _claims.sentence(undecided[0])
     sentence = _claims.sentence(_claims.claims(config, agreeing)[3])
     assert "GraSP raises the gradient norm (weights): held" in sentence
     assert "grasp 3 ±0" in sentence

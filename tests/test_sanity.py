@@ -24,6 +24,13 @@ from tests.helpers import (
 KEY = jax.random.key(5)
 
 
+def test_a_random_mask_is_not_shuffled_to_itself_by_its_own_key():
+    params = normal(0, w=(40, 10))
+    mask = jp.layerwise_mask(jp.random(KEY)(params), 0.5)
+    same = np.mean(jp.shuffle_mask(KEY, mask)["w"] == np.asarray(mask["w"]))
+    assert abs(same - 0.5) < 0.1  # Four standard deviations of 400 coins.
+
+
 def test_counts_stay_leaf_by_leaf_and_the_key_decides():
     mask = {
         "conv": normal(0, w=(3, 3, 4, 8))["w"] > 1,

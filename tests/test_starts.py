@@ -246,6 +246,29 @@ def test_each_lane_draws_by_its_own_key():
     assert not np.array_equal(states.mask["kernel"][0], states.mask["kernel"][1])
 
 
+def test_a_fitness_that_is_not_a_number_is_beaten_by_any_that_is():
+    params = {**START, "kernel": START["kernel"].at[0, 0].set(jnp.inf)}
+    tx = jp.k_starts(KEY, 4, 0.6, select_at=1, fitness="magnitude")
+    _, state = tx.update(START, tx.init(params), params)
+    fitness = np.asarray(state.fitness)
+    masks = _candidates(4, dict.fromkeys(SHAPES, 0.6))
+    assert np.isnan(fitness).any()
+    best = np.argmax(np.where(np.isnan(fitness), -1, fitness))
+    chex.assert_trees_all_equal(state.mask, masks[best])
+
+
+def test_the_union_spreads_over_a_leaf_that_starts_at_zero():
+    zeros = {"w": jnp.zeros((10, 4))}
+    tx = jp.k_starts(KEY, 3, 0.8, select_at=2, mode="union")
+    mask = np.asarray(tx.init(zeros).mask["w"])
+    drawn = [
+        jp.layerwise_mask(jp.random(key)(zeros), 0.8)["w"]
+        for key in jax.random.split(KEY, 3)
+    ]
+    np.testing.assert_array_equal(mask, np.any(drawn, axis=0))
+    assert mask.any(axis=1).sum() > 3
+
+
 # dissipating
 
 
@@ -268,6 +291,7 @@ MODES = {
     "constant": {"sparsity": 0.55},
     "threshold": {"threshold": 0.2},
     "threshold 0": {"threshold": 0.0},
+    "late threshold": {"threshold": lambda k: jnp.where(k > 5, 0.2, -1.0)},
 }
 
 
@@ -285,7 +309,9 @@ def test_dissipating_in_numpy(mode, every, until):
     for k, (_, given, state, params) in enumerate(_run(tx, 10), start=1):
         if k % every == 0 and k <= (until or 10):
             if sparsity is None:
-                expected = _remaining(expected, given, threshold=options["threshold"])
+                threshold = options["threshold"]
+                threshold = threshold(k) if callable(threshold) else threshold
+                expected = _remaining(expected, given, threshold=float(threshold))
             else:
                 removed = exact_count(traced(k), 50)
                 expected = _remaining(expected, given, removed)

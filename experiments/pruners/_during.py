@@ -105,7 +105,9 @@ def dissipating(*, threshold: float | None = None) -> Factory:
         def link(sparsity: Any, key: jax.Array) -> optax.GradientTransformation:
             del key
             if threshold is not None:
-                return linked(threshold=threshold)
+                return linked(
+                    threshold=lambda step: jnp.where(step > begin, threshold, -1)
+                )
             return linked(_cubic(sparsity, begin, end - begin))
 
         return _linked(link)
@@ -120,9 +122,8 @@ def k_starts_dissipating(config: Pruning, network: Network, steps: int) -> Prune
 
     def link(sparsity: Any, key: jax.Array) -> optax.GradientTransformation:
         first = 1 - jnp.sqrt(1 - sparsity)
-        then = optax.schedules.join_schedules(
-            [lambda _: 0.0, _cubic(sparsity, 0, end - begin, first)], [begin + 1]
-        )
+        ramp = _cubic(sparsity, 0, end - begin - 1, first)
+        then = optax.schedules.join_schedules([lambda _: 0.0, ramp], [begin + 1])
         return optax.chain(
             jp.k_starts(key, config.k, first, select_at=begin),
             jp.dissipating(then, every=config.every, until=end),

@@ -4,6 +4,7 @@ Every number is a mean over the rows of a level (fractions and numbers of rounds
 over seeds. Nothing here is a test of significance: the spread stands beside the mean.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -17,13 +18,19 @@ Number = Callable[[Row, Mapping[str, Any]], float]
 
 
 class Claim(NamedTuple):
-    """A claim, the numbers of each measure (mean, deviation), and whether it held."""
+    """A claim, the numbers of each measure (mean, deviation), and whether it held.
+
+    None is neither: a number that decides it is not a number.
+    """
 
     text: str
     number: str
     level: str
     values: dict[str, tuple[float, float]]
-    held: bool
+    held: bool | None
+
+
+VERDICTS = {True: "held", False: "did not hold", None: "is undecided"}
 
 
 def claims(config: Rounds, runs: Runs) -> list[Claim]:
@@ -34,7 +41,9 @@ def claims(config: Rounds, runs: Runs) -> list[Claim]:
             values = _values(config, runs, level, of)
             if needed <= values.keys():
                 means = {measure: mean for measure, (mean, _) in values.items()}
-                found.append(Claim(text, number, level, values, decide(means)))
+                known = not any(map(math.isnan, means.values()))
+                held = decide(means) if known else None
+                found.append(Claim(text, number, level, values, held))
     return found
 
 
@@ -44,7 +53,7 @@ def sentence(claim: Claim) -> str:
         f"{measure} {mean:.3g} ±{std:.2g}"
         for measure, (mean, std) in sorted(claim.values.items(), key=lambda x: x[1])
     )
-    verdict = "held" if claim.held else "did not hold"
+    verdict = VERDICTS[claim.held]
     return f"{claim.text} ({claim.level}): {verdict}. {claim.number}: {numbers}."
 
 
@@ -66,7 +75,10 @@ def distance(row: Row, run: Mapping[str, Any]) -> float:
 
 
 def gradient_ratio(row: Row, run: Mapping[str, Any]) -> float:
-    """The squared gradient norm after the first pruning over that before."""
+    """The squared gradient norm after the first pruning over that before.
+
+    Of all weights: at the level of weights those that were removed still have one.
+    """
     del row
     before, after = run["prunes"][0]["squared_gradient"]
     return after / before
@@ -94,7 +106,7 @@ def _values(
 
 
 def _least(name: str) -> Callable[[Mapping[str, float]], bool]:
-    return lambda values: min(values, key=values.__getitem__) == name
+    return lambda values: values[name] <= min(values.values())
 
 
 _CLAIMS = (
@@ -123,7 +135,8 @@ _CLAIMS = (
     ),
     (
         "(iii) GraSP raises the gradient norm",
-        "squared gradient norm after over before the first pruning",
+        "squared gradient norm, of removed weights too, after over before the first "
+        "pruning",
         gradient_ratio,
         lambda values: values["grasp"] > 1,
         {"grasp"},

@@ -145,7 +145,7 @@ def programs(
         )
         grads = jax.tree.map(lambda g: g / len(losses), total)
         updates, opt_state = optimizer(state.key).update(
-            grads, state.opt_state, state.params
+            grads, state.opt_state, state.params, grad=grads
         )
         params = optax.apply_updates(state.params, updates)
         after = State(state.step + 1, state.key, params, stats, opt_state)

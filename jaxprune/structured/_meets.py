@@ -222,7 +222,13 @@ def _reduce(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     (x,) = values
     for i in eqn.params["axes"]:
         trace.labels.freeze(x.labels[i], f"{eqn.primitive.name} runs over it")
-    return [_without(x, eqn.params["axes"])]
+    found = _without(x, eqn.params["axes"])
+    empty = any(len(x.labels[i]) == 0 for i in eqn.params["axes"])
+    return [_nowhere_zero(found) if empty else found]  # Of nothing: 1, or infinity.
+
+
+def _nowhere_zero(x: Value) -> Value:
+    return x._replace(zeros=(False,) * len(x.labels), nil=False)
 
 
 def _without(x: Value, axes: tuple) -> Value:
@@ -258,7 +264,8 @@ def _cumulative(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]
     trace.labels.freeze(
         x.labels[eqn.params["axis"]], f"{eqn.primitive.name} runs on it"
     )
-    return [x]
+    logs = eqn.primitive.name == "cumlogsumexp"  # Of n zeros: log n.
+    return [_nowhere_zero(x) if logs else x]
 
 
 @rule("sort", "top_k")

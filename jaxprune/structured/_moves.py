@@ -180,6 +180,7 @@ def _gather(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     for i, row in enumerate(x.labels):
         if not whole[i]:
             trace.labels.freeze(row, "it is looked up by an index")
+    fills = eqn.params["fill_value"] not in (None, 0)
     batch = [i for i in range(len(out)) if i not in numbers.offset_dims]
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     kept = [i for i in range(len(x.labels)) if i not in gone]
@@ -190,10 +191,17 @@ def _gather(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     trace.labels.freeze(indices.labels[-1], "it is an index")
     for o, i in zip(numbers.offset_dims, kept, strict=True):
         labels[o] = x.labels[i] if whole[i] else trace.labels.frozen(out[o], "a lookup")
-        zeros[o] = whole[i] and x.zeros[i]
+        zeros[o] = whole[i] and x.zeros[i] and not fills
         if x.weight and not indices.weight and whole[i]:
             trace.produce(x.labels[i])
-    return [Value(tuple(labels), tuple(zeros), x.weight and indices.weight, x.nil)]
+    return [
+        Value(
+            tuple(labels),
+            tuple(zeros),
+            x.weight and indices.weight,
+            x.nil and not fills,
+        )
+    ]
 
 
 @rule("dynamic_slice")

@@ -133,6 +133,20 @@ def loss_gradient(p, x):
     )
 
 
+def summed_logs(p, x):
+    # Of n zeros it is log n: what is masked does not stay out of the squares.
+    return jnp.sum(jax.lax.cumlogsumexp(x @ p["w"], axis=0) ** 2, -1)
+
+
+def filled(p, x):
+    rows = jnp.take(x @ p["w"], jnp.array([0, 9]), axis=0, mode="fill", fill_value=1.0)
+    return jnp.sum(rows**2, -1)
+
+
+def of_nothing(p, x):
+    return jnp.sum(jnp.prod((x @ p["w"])[:0], axis=0) ** 2)
+
+
 def chunks(p, x):
     hidden = x @ p["w"]
     return sum(jnp.tanh(part) @ p["v"][:2] for part in jnp.split(hidden, 4, -1))
@@ -171,7 +185,8 @@ MODELS = {
     every_other: 1, static_lookup: 0, written_in_place: 0, largest: 0, best_few: 0,
     regularised: 1, gram: 0, distances: 1, cosine: 0, one_position: 1, shifted: 0,
     tokens_alone: 1, outer: 1, loss_gradient: 2, chunks: 1, halves_that_cross: 1,
-    transposed_convolution: 1, mapped: 1, per_channel_loop: 0,
+    transposed_convolution: 1, mapped: 1, per_channel_loop: 0, summed_logs: 0,
+    filled: 0, of_nothing: 0,
 }  # fmt: skip
 
 
