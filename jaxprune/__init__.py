@@ -66,5 +66,9 @@ from jaxprune._triggers import EpiState as EpiState
 from jaxprune._triggers import Trigger as Trigger
 from jaxprune._triggers import earlycrop_trigger as earlycrop_trigger
 from jaxprune._triggers import epi_trigger as epi_trigger
+from jaxprune.post_training import input_axes as input_axes
+from jaxprune.post_training import row_mask as row_mask
+from jaxprune.post_training import sparse_gpt as sparse_gpt
+from jaxprune.post_training import wanda as wanda
 
 __version__ = "0.1.0"

@@ -172,7 +172,7 @@ def n_m_mask(
                 f"prunable=jp.divisible_by({m}) to leave such leaves dense."
             )
     chosen, _ = _prunable_leaves(scores, flags, None)
-    return _assemble(scores, flags, [_best_of_groups(x, n, m, axis) for x in chosen])
+    return _assemble(scores, flags, [best_of_groups(x, n, m, axis) for x in chosen])
 
 
 def apply_mask(params: Params, mask: Mask) -> Params:
@@ -292,7 +292,8 @@ def best_of_each(
 
 
 @jax.jit(static_argnums=(2, 3))
-def _best_of_groups(scores: jax.Array, n: Any, m: int, axis: int) -> jax.Array:
+def best_of_groups(scores: jax.Array, n: Any, m: int, axis: int) -> jax.Array:
+    """Marks the ``n`` largest of every ``m`` consecutive entries along an axis."""
     with precision_of(scores):
         return _best_by_rank(scores, n, m, axis % scores.ndim)
 

@@ -207,6 +207,11 @@ TAKES_TREE = {
     "fisher": lambda p: jp.fisher(_loss)(p, X),
     "drive": lambda p: jp.drive(_loss)(p, X),
     "prospr": lambda p: jp.prospr(_loss)(p, (X[None],), X),
+    "wanda": lambda p: jp.wanda(lambda p, x: x @ p["dense"]["kernel"])(p, X),
+    "sparse_gpt": lambda p: jp.sparse_gpt(
+        lambda p, x: x @ p["dense"]["kernel"], p, [X], sparsity=0.5
+    ),
+    "row_mask": lambda p: jp.row_mask(p, 0.5),
     "synflow": lambda p: jp.synflow(lambda p, x: x @ p["dense"]["kernel"])(p, X),
     "gradient_flow": lambda p: jp.gradient_flow(_loss)(p, X),
     "mean_flow": lambda p: jp.mean_flow(_loss, p, [X]),

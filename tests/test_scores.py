@@ -53,6 +53,7 @@ SCORES = {
     "drive, product": jp.drive(loss_fn, combine="product"),
     "prospr": lambda p, x, y: jp.prospr(loss_fn)(p, _twice(x, y), x, y),
     "lamp": lambda p, *_: jp.lamp(jp.magnitude(p)),
+    "wanda": lambda p, x, y: jp.wanda(relu_fn)(p, x),
     "synflow": lambda p, x, y: jp.synflow(relu_fn)(p, x),
     "synflow, float64": lambda p, x, y: jp.synflow(relu_fn, dtype=jnp.float64)(p, x),
 }

@@ -1,0 +1,105 @@
+"""Which entry of which leaf stands where, in an array that is a leaf rearranged.
+
+An array on the way from a leaf to a product is the leaf converted, transposed or
+reshaped. Each of its dimensions is a sequence of atoms, from the slowest to the
+fastest; an atom is a piece of one axis of the leaf: ``size`` positions, ``stride``
+apart.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+
+class Atom(NamedTuple):
+    """A piece of an axis of a leaf."""
+
+    axis: int
+    stride: int
+    size: int
+
+
+class Path(NamedTuple):
+    """An array that is a leaf rearranged: the leaf, and what each dimension holds.
+
+    ``scans`` lists the leaf's axes that enclosing scans run along, the outer first.
+    """
+
+    leaf: int
+    dims: tuple[tuple[Atom, ...], ...]
+    scans: tuple[int, ...] = ()
+
+
+def whole(leaf: int, shape: Sequence[int]) -> Path:
+    """The path of a leaf as it is."""
+    return Path(leaf, tuple(_atoms(axis, n) for axis, n in enumerate(shape)))
+
+
+def _atoms(axis: int, size: int) -> tuple[Atom, ...]:
+    return () if size == 1 else (Atom(axis, 1, size),)
+
+
+def follow(name: str, at: dict[str, Any], path: Path) -> Path | None:
+    """The path after a primitive with one operand, or None where it is lost."""
+    dims = path.dims
+    if name in ("convert_element_type", "copy", "copy_p", "stop_gradient", "neg"):
+        return path
+    if name in ("optimization_barrier", "sharding_constraint", "reshard"):
+        return path
+    if name == "transpose":
+        return path._replace(dims=tuple(dims[i] for i in at["permutation"]))
+    if name == "squeeze":
+        lost = at["dimensions"]
+        kept = tuple(d for i, d in enumerate(dims) if i not in lost)
+        return path._replace(dims=kept)
+    if name == "broadcast_in_dim":
+        return _broadcast(at, path)
+    if name == "reshape" and at["dimensions"] is None:
+        return _reshaped(path, at["new_sizes"])
+    return None
+
+
+def _broadcast(at: dict[str, Any], path: Path) -> Path | None:
+    new: list[tuple[Atom, ...]] = [()] * len(at["shape"])
+    for dim, i in zip(path.dims, at["broadcast_dimensions"], strict=True):
+        new[i] = dim
+    sizes = [_size(dim) for dim in new]
+    return path._replace(dims=tuple(new)) if sizes == list(at["shape"]) else None
+
+
+def _size(dim: Sequence[Atom]) -> int:
+    total = 1
+    for atom in dim:
+        total *= atom.size
+    return total
+
+
+def _reshaped(path: Path, shape: Sequence[int]) -> Path | None:
+    """Deals the atoms out to new dimensions, splitting those that a border cuts."""
+    rest = [atom for dim in path.dims for atom in dim][::-1]
+    dims = []
+    for size in shape:
+        dim = []
+        while size > 1:
+            atom = rest.pop()
+            if size % atom.size == 0:
+                dim.append(atom)
+                size //= atom.size
+            elif atom.size % size == 0:
+                inner = atom.size // size
+                dim.append(Atom(atom.axis, atom.stride * inner, size))
+                rest.append(Atom(atom.axis, atom.stride, inner))
+                size = 1
+            else:
+                return None
+        dims.append(tuple(dim))
+    return path._replace(dims=tuple(dims))
+
+
+def sliced(path: Path) -> Path | None:
+    """One step of a scan along the leading dimension, which must be one whole axis."""
+    first, *others = path.dims
+    if len(first) != 1 or any(
+        atom.axis == first[0].axis for dim in others for atom in dim
+    ):
+        return None
+    return Path(path.leaf, tuple(others), (*path.scans, first[0].axis))

@@ -1,0 +1,92 @@
+"""Masks that compare scores within each output of a layer only."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune import _checks, _wide
+from jaxprune._placement import placed_like
+from jaxprune._prunable import matrices, select_prunable
+from jaxprune._selection import select
+from jaxprune._types import Mask, Prunable, Scores
+
+
+def row_mask(
+    scores: Scores,
+    sparsity: float,
+    *,
+    axis: int | Sequence[int] | Mapping[str, Sequence[int]] = -2,
+    prunable: Prunable = matrices,
+) -> Mask:
+    """Keeps the best-scoring weights of every output: as many in each.
+
+    Of the n weights of one output exactly ``round(sparsity * n)`` are removed. Ties go
+    to the lower index; NaN ranks below -inf.
+
+    Args:
+      scores: a tree of floating arrays, larger = keep.
+      sparsity: fraction of every row removed, in [0, 1), a Python number.
+      axis: the axes that number the inputs of an output, together one row: an axis or
+        several for all leaves, or a mapping from paths to axes, as `input_axes`
+        returns. -2 is the input axis of Flax's dense kernels.
+      prunable: which leaves take part; the others are kept whole.
+
+    Returns:
+      A mask with the structure, shapes and sharding of ``scores``.
+
+    Raises:
+      ValueError: if ``sparsity`` is not in [0, 1) or not known while tracing, a leaf
+        lacks an axis, nothing is prunable, or, outside ``jit``, a score is NaN.
+      TypeError: if a leaf is not floating.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> scores = {"w": jnp.array([[1.0, 9.0], [2.0, 8.0]])}
+      >>> jp.row_mask(scores, 0.5)
+      {'w': Array([[False,  True],
+             [ True, False]], dtype=bool)}
+    """
+    _checks.check_floating(scores, "scores")
+    _checks.check_no_nans(scores, "scores")
+    sparsity = _checks.static_sparsity(sparsity, "row_mask", "sparsity")
+    flags = select_prunable(scores, prunable)
+    leaves, structure = jax.tree.flatten(scores)
+    masks = []
+    paths = _checks.leaf_paths(scores)
+    for path, leaf, flag in zip(paths, leaves, flags, strict=True):
+        if not flag:
+            masks.append(jnp.ones_like(leaf, dtype=bool))
+            continue
+        axes = _axes(axis, path, leaf)
+        order = [*(i for i in range(leaf.ndim) if i not in axes), *axes]
+        moved = jnp.transpose(leaf, order)
+        size = math.prod(leaf.shape[i] for i in axes)
+        keep = size - round(sparsity * size)
+        mask = _best_of_rows(moved.reshape(-1, size), keep).reshape(moved.shape)
+        back = [order.index(i) for i in range(leaf.ndim)]
+        masks.append(placed_like(jnp.transpose(mask, back), leaf))
+    return jax.tree.unflatten(structure, masks)
+
+
+@jax.jit(static_argnums=1)
+def _best_of_rows(rows: jax.Array, keep: int) -> jax.Array:
+    return jax.vmap(lambda row: select([row], _wide.wide(keep))[0])(rows)
+
+
+def _axes(axis: Any, path: str, leaf: Any) -> tuple[int, ...]:
+    if isinstance(axis, Mapping):
+        if path not in axis:
+            raise ValueError(
+                f"axis has no entry for the leaf {path}; it names {list(axis)[:5]}. "
+                "Leave the leaf out with prunable=jp.by_path(pattern)."
+            )
+        axis = axis[path]
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    if not axes or not all(-leaf.ndim <= a < leaf.ndim for a in axes):
+        raise ValueError(
+            f"The leaf {path} of shape {leaf.shape} does not have the axes {axes}."
+        )
+    return tuple(sorted({a % leaf.ndim for a in axes}))

@@ -1,0 +1,146 @@
+"""Wanda: a weight's size times the norm of the input that it multiplies."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune import _checks
+from jaxprune._placement import placed_like
+from jaxprune._precision import widened
+from jaxprune._prunable import matrices, select_prunable
+from jaxprune._types import Params, Prunable, ScoreFn, Scores
+from jaxprune.post_training._capture import Capture, Layout
+
+
+def wanda(fn: Callable[..., Any], *, prunable: Prunable = matrices) -> ScoreFn:
+    r"""Builds the Wanda score: what a weight adds to its output, by size.
+
+    For a layer :math:`y = W x` and the inputs :math:`X` of all tokens,
+
+    .. math:: S_{ij} = |W_{ij}| \, \lVert X_j \rVert_2.
+
+    The inputs are read from the jaxpr: whatever a leaf is multiplied by, in a matrix
+    product of any dimension numbers or an ungrouped convolution, inside ``jit``,
+    ``remat``, ``scan`` and ``cond`` too. Squares are summed over all uses of a leaf,
+    apart for each layer of a stack that a ``scan`` or ``vmap`` runs along. On the way
+    to the product a leaf may be converted, transposed, reshaped, masked, or scaled; a
+    scale counts as 1, so one that differs from input to input is not seen. Leaves that
+    are sliced, or reach a product through a ``while`` loop or a scan's carry, are not
+    found.
+
+    The paper compares scores within each output: pass them to `row_mask`, or to
+    `n_m_mask`. Over several batches the score is the root of the sum of the squares of
+    the scores of each. It prunes block by block, so that later layers see inputs from
+    pruned ones; here one pass of the dense function serves all layers.
+
+    Args:
+      fn: ``fn(params, *inputs)``, the forward pass; what it returns is not read.
+      prunable: the leaves that must have inputs. The others score
+        :math:`|\theta|` where they have none, as if their input were 1.
+
+    Returns:
+      A score function ``score(params, *inputs)``: non-negative scores like ``params``,
+      float32 or wider.
+
+    Raises:
+      ValueError: when called, if a prunable leaf is in no product, or in products that
+        sum over different axes of it.
+      TypeError: when called, if a leaf is not floating.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> score = jp.wanda(lambda params, x: x @ params["w"])
+      >>> params = {"w": jnp.array([[1.0, -2.0], [3.0, 0.0]])}
+      >>> score(params, jnp.array([[3.0, 1.0], [4.0, 0.0]]))["w"]
+      Array([[ 5., 10.],
+             [ 3.,  0.]], dtype=float32)
+
+    References:
+      Sun et al., `A Simple and Effective Pruning Approach for Large Language Models
+      <https://arxiv.org/abs/2306.11695>`_, ICLR 2024, Section 3.
+    """
+
+    def score(params: Params, *inputs: Any) -> Scores:
+        _checks.check_floating(params, "params")
+        flags = select_prunable(params, prunable)
+        capture = Capture(params, _squares, lambda leaf: True)
+        totals = capture(fn, params, inputs)
+        check_found(capture, flags)
+        leaves, structure = jax.tree.flatten(params)
+        scores = [jnp.abs(w) for w in jax.tree.leaves(widened(params))]
+        for leaf, total in totals.items():
+            layout, shape = capture.layouts[leaf], capture.shapes[leaf]
+            scores[leaf] *= jnp.sqrt(_like_leaf(total, layout, shape))
+        placed = [placed_like(s, w) for s, w in zip(scores, leaves, strict=True)]
+        return jax.tree.unflatten(structure, placed)
+
+    return score
+
+
+def input_axes(
+    fn: Callable[..., Any], params: Params, *inputs: Any
+) -> dict[str, tuple[int, ...]]:
+    """Tells which axes of each leaf the function sums over: a layer's inputs.
+
+    Nothing is computed. Together the other axes number the outputs, or the layers.
+
+    Args:
+      fn: ``fn(params, *inputs)``, the forward pass.
+      params: a pytree of floating arrays, or of ``jax.ShapeDtypeStruct``.
+      *inputs: what ``fn`` takes besides, arrays or their shapes.
+
+    Returns:
+      For the path of each leaf that is in a product, in the order of first use, the
+      axes; for `row_mask`.
+
+    Raises:
+      ValueError: if a leaf is in products that sum over different axes of it.
+      TypeError: if a leaf is not floating.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> def project(params, x):
+      ...     return jnp.einsum("td,dhk->thk", x, params["query"])
+      >>> jp.input_axes(project, {"query": jnp.ones((4, 2, 3))}, jnp.ones((5, 4)))
+      {'query': (0,)}
+    """
+    _checks.check_floating(params, "params")
+    capture = layouts_of(fn, params, inputs)
+    return {capture.paths[i]: found.inputs for i, found in capture.layouts.items()}
+
+
+def layouts_of(fn: Callable[..., Any], params: Any, inputs: Iterable[Any]) -> Capture:
+    """A capture that ran on shapes only: it knows the layouts."""
+    capture = Capture(params, _squares, lambda leaf: True)
+    jax.eval_shape(lambda p, xs: capture(fn, p, xs), params, tuple(inputs))
+    return capture
+
+
+def check_found(capture: Capture, flags: list[bool]) -> None:
+    """Raises if a prunable leaf is in no product."""
+    missing = [
+        path
+        for i, (path, flag) in enumerate(zip(capture.paths, flags, strict=True))
+        if flag and i not in capture.layouts
+    ]
+    if missing:
+        raise ValueError(
+            f"No inputs were found for the prunable leaves {missing}: they are in no "
+            "matrix product or ungrouped convolution, or are sliced or otherwise "
+            "changed before it (embeddings are looked up). Leave them out with "
+            "prunable=jp.by_path(pattern)."
+        )
+
+
+def _squares(x: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.square(x), axis=1)
+
+
+def _like_leaf(total: jax.Array, layout: Layout, shape: tuple[int, ...]) -> jax.Array:
+    """Lays a number for each input out along the leaf's axes, 1 along the outputs."""
+    axes = (*layout.batch, *layout.inputs)
+    total = total.reshape([shape[i] for i in axes])
+    total = jnp.transpose(total, sorted(range(len(axes)), key=lambda i: axes[i]))
+    return total.reshape([n if i in axes else 1 for i, n in enumerate(shape)])

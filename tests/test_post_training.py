@@ -1,0 +1,364 @@
+"""Wanda and SparseGPT, against a forward pass and an elimination in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprune as jp
+
+LAYERS, D, HEADS, K, F = 2, 8, 2, 4, 12
+TOKENS = np.random.default_rng(1).integers(0, 7, (3, 6))
+PRUNABLE = jp.by_path("layers|head")
+INPUTS = {"query": (1,), "key": (1,), "value": (1,), "out": (1, 2)}
+INPUTS |= {"gate": (1,), "up": (1,), "down": (1,)}
+
+
+def draw(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def params():
+    attention = {
+        name: draw(i, LAYERS, D, HEADS, K) / 3
+        for i, name in enumerate(("query", "key", "value"))
+    }
+    layers = {
+        **attention,
+        "out": draw(3, LAYERS, HEADS, K, D) / 3,
+        "gate": draw(4, LAYERS, D, F) / 3,
+        "up": draw(5, LAYERS, D, F) / 3,
+        "down": draw(6, LAYERS, F, D) / 3,
+    }
+    return jax.tree.map(
+        jnp.asarray, {"embed": draw(7, 7, D), "layers": layers, "head": draw(8, D, 5)}
+    )
+
+
+def transformer(params, tokens):
+    def norm(x):
+        return x / jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
+
+    @jax.checkpoint
+    def layer(x, w):
+        y = norm(x)
+        q, k, v = (
+            jnp.einsum("btd,dhk->bthk", y, w[n]) for n in ("query", "key", "value")
+        )
+        p = jax.nn.softmax(jnp.einsum("bthk,bshk->bhts", q, k))
+        x = x + jnp.einsum(
+            "bthk,hkd->btd", jnp.einsum("bhts,bshk->bthk", p, v), w["out"]
+        )
+        y = norm(x)
+        return x + (jax.nn.silu(y @ w["gate"]) * (y @ w["up"])) @ w["down"], None
+
+    x = jax.lax.scan(layer, params["embed"][tokens], params["layers"])[0]
+    return x @ params["head"]
+
+
+def numpy_inputs(params, tokens):
+    """The inputs of every layer, (tokens, inputs), by a forward pass of its own."""
+    params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
+    x = params["embed"][tokens].reshape(-1, D)
+    found = {}
+
+    def norm(x):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+
+    for i in range(LAYERS):
+        w = {n: p[i] for n, p in params["layers"].items()}
+        y = norm(x)
+        q, k, v = (
+            (y @ w[n].reshape(D, -1)).reshape(*tokens.shape, HEADS, K)
+            for n in ("query", "key", "value")
+        )
+        mixed = np.zeros_like(v)
+        for b in range(len(tokens)):
+            for h in range(HEADS):
+                p = np.exp(q[b, :, h] @ k[b, :, h].T)
+                mixed[b, :, h] = p / p.sum(1, keepdims=True) @ v[b, :, h]
+        mixed = mixed.reshape(-1, HEADS * K)
+        x = x + mixed @ w["out"].reshape(-1, D)
+        z = norm(x)
+        gate = z @ w["gate"]
+        hidden = gate / (1 + np.exp(-gate)) * (z @ w["up"])
+        x = x + hidden @ w["down"]
+        found |= {(n, i): y for n in ("query", "key", "value")}
+        found |= {("out", i): mixed, ("gate", i): z, ("up", i): z, ("down", i): hidden}
+    return {**found, ("head", 0): x}
+
+
+def numpy_sparse_gpt(w, x, *, sparsity=None, n_m=None, block=128, damping=0.01):
+    """Weights (outputs, inputs), column by column, in float64."""
+    w, h = np.array(w, np.float64), x.T @ x
+    dead = np.diag(h) == 0
+    h[dead, dead], w[:, dead] = 1, 0
+    h += damping * np.diag(h).mean() * np.eye(len(h))
+    u = np.linalg.cholesky(np.linalg.inv(h)).T
+    mask = np.ones(w.shape, bool)
+    for j in range(w.shape[1]):
+        if n_m is None and j % block == 0:
+            score = (w[:, j : j + block] / np.diag(u)[j : j + block]) ** 2
+            worst = np.argsort(score, axis=None)[: round(sparsity * score.size)]
+            mask[:, j : j + block].flat[:] = True
+            rows, columns = np.unravel_index(worst, score.shape)
+            mask[rows, j + columns] = False
+        if n_m is not None and j % n_m[1] == 0:
+            score = (w[:, j : j + n_m[1]] / np.diag(u)[j : j + n_m[1]]) ** 2
+            worst = np.argsort(score, axis=1)[:, : n_m[1] - n_m[0]]
+            np.put_along_axis(mask[:, j : j + n_m[1]], worst, False, axis=1)
+        error = np.where(mask[:, j], 0, w[:, j]) / u[j, j]
+        w[:, j + 1 :] -= np.outer(error, u[j, j + 1 :])
+        w[~mask[:, j], j] = 0
+    return w, mask
+
+
+def as_rows(leaf, inputs):
+    """A layer's weights as (outputs, inputs): the inputs lead in every leaf here."""
+    width = int(np.prod(leaf.shape[: len(inputs)]))
+    return np.asarray(leaf).reshape(width, -1).T
+
+
+@pytest.fixture(scope="module")
+def scores(params):
+    return jax.jit(jp.wanda(transformer, prunable=PRUNABLE))(params, TOKENS)
+
+
+def test_wanda_on_a_scanned_transformer(params, scores):
+    found = numpy_inputs(params, TOKENS)
+    for name, inputs in INPUTS.items():
+        for i in range(LAYERS):
+            w = params["layers"][name][i]
+            expected = np.abs(as_rows(w, inputs)) * np.linalg.norm(
+                found[name, i], axis=0
+            )
+            actual = as_rows(scores["layers"][name][i], inputs)
+            np.testing.assert_allclose(actual, expected, rtol=1e-4)
+    expected = (
+        np.abs(params["head"]) * np.linalg.norm(found["head", 0], axis=0)[:, None]
+    )
+    np.testing.assert_allclose(scores["head"], expected, rtol=1e-4)
+    np.testing.assert_array_equal(scores["embed"], np.abs(params["embed"]))
+
+
+def test_rows_are_exact(params, scores):
+    axes = jp.input_axes(transformer, params, TOKENS)
+    assert axes == {f"layers/{n}": a for n, a in INPUTS.items()} | {"head": (0,)}
+    assert list(axes) == [*(f"layers/{n}" for n in INPUTS), "head"]
+    mask = jp.row_mask(scores, 0.5, axis=axes, prunable=PRUNABLE)
+    assert np.asarray(mask["embed"]).all()
+    for name, inputs in INPUTS.items():
+        for i in range(LAYERS):
+            score = as_rows(scores["layers"][name][i], inputs)
+            kept = as_rows(mask["layers"][name][i], inputs)
+            best = np.argsort(-score, axis=1)[:, : score.shape[1] // 2]
+            expected = np.zeros_like(kept)
+            np.put_along_axis(expected, best, True, axis=1)
+            np.testing.assert_array_equal(kept, expected)
+
+
+def test_batches_add_up_as_squares(params):
+    score = jp.wanda(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"])
+    weights, x = {"a": draw(0, 4, 5), "b": draw(1, 5, 3)}, draw(2, 6, 4)
+    both = [score(weights, part) for part in (x[:2], x[2:])]
+    total = jax.tree.map(lambda a, b: jnp.sqrt(a**2 + b**2), *both)
+    for name, whole in score(weights, x).items():
+        np.testing.assert_allclose(whole, total[name], rtol=1e-5)
+
+
+X, W = draw(20, 6, 4), draw(21, 4, 6)
+E = draw(22, 3, 4, 5)
+SQUARES = (X**2).sum(0)
+WAYS = {  # A function of a leaf and X, the leaf, and the squared norms along it.
+    "half precision": (lambda w, x: x @ w.astype(jnp.bfloat16), W, SQUARES[:, None]),
+    "transposed": (lambda w, x: w.T @ x.T, W, SQUARES[:, None]),
+    "masked": (lambda w, x: x @ (w * (w > 0)), W, SQUARES[:, None]),
+    "where": (lambda w, x: x @ jnp.where(w > 0, w, 0), W, SQUARES[:, None]),
+    "outputs split": (
+        lambda w, x: jnp.einsum("td,dhk->thk", x, w.reshape(4, 2, 3)),
+        W,
+        SQUARES[:, None],
+    ),
+    "inputs split": (
+        lambda w, x: jnp.einsum("tab,bao->to", x.reshape(6, 2, 2), w.reshape(2, 2, 6)),
+        W,
+        SQUARES.reshape(2, 2).T.reshape(4, 1),
+    ),
+    "twice": (lambda w, x: (x @ w, 3 * x @ w), W, 10 * SQUARES[:, None]),
+    "looped over": (
+        lambda w, x: jax.lax.scan(lambda c, t: (c, t @ w), 0, x)[1],
+        W,
+        SQUARES[:, None],
+    ),
+    "one of two branches": (
+        lambda w, x: jax.lax.cond(
+            x[0, 0] < 9, lambda: x @ w, lambda: jnp.zeros((6, 6))
+        ),
+        W,
+        SQUARES[:, None],
+    ),
+    "vmapped inputs": (
+        lambda w, x: jax.vmap(lambda t: jnp.tanh(t) @ w)(x),
+        W,
+        (np.tanh(X) ** 2).sum(0)[:, None],
+    ),
+    "vmapped layers": (
+        lambda w, x: jax.vmap(lambda one, i: (x * i) @ one)(w, jnp.arange(3.0)),
+        E,
+        np.arange(3.0)[:, None, None] ** 2 * SQUARES[:, None],
+    ),
+    "nested scans": (
+        lambda w, x: jax.lax.scan(
+            lambda c, group: jax.lax.scan(lambda c, one: (c, x @ one), c, group), 0, w
+        )[1],
+        draw(23, 2, 3, 4, 5),
+        SQUARES[:, None],
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_wanda_finds_the_inputs(way):
+    fn, w, squares = WAYS[way]
+    score = jp.wanda(lambda p, x: fn(p["w"], x))({"w": jnp.asarray(w)}, X)["w"]
+    tolerance = 1e-2 if way == "half precision" else 1e-5
+    np.testing.assert_allclose(score, np.abs(w) * np.sqrt(squares), rtol=tolerance)
+
+
+def test_wanda_of_a_convolution_sums_over_places():
+    images, kernel = draw(0, 2, 5, 5, 3), draw(1, 3, 2, 3, 4)
+
+    def fn(w, x):
+        return jax.lax.conv_general_dilated(
+            x, w, (2, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    squares = np.zeros((3, 2, 3))
+    for i, j in np.ndindex(3, 2):
+        squares[i, j] = (images[:, i : i + 3 : 2, j : j + 4] ** 2).sum((0, 1, 2))
+    score = jp.wanda(fn)(jnp.asarray(kernel), images)
+    expected = np.abs(kernel) * np.sqrt(squares)[..., None]
+    np.testing.assert_allclose(score, expected, rtol=1e-5)
+
+
+OPTIONS = {"blocks": {"sparsity": 0.6, "block": 16}, "2:4": {"n_m": (2, 4), "block": 8}}
+
+
+def correlated():
+    x = draw(0, 64, 24) @ draw(1, 24, 24) * np.linspace(0.2, 2, 24, dtype=np.float32)
+    x[:, 5] = 0  # A dead input.
+    return x, draw(2, 24, 10)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_sparse_gpt_is_the_elimination_in_numpy(name):
+    x, w = correlated()
+    batches = [jnp.asarray(x[:40]), jnp.asarray(x[40:])]
+    new, mask = jp.sparse_gpt(
+        lambda p, x: x @ p["w"], {"w": jnp.asarray(w)}, batches, **OPTIONS[name]
+    )
+    expected, kept = numpy_sparse_gpt(w.T, x.astype(np.float64), **OPTIONS[name])
+    np.testing.assert_array_equal(mask["w"], kept.T)
+    np.testing.assert_allclose(new["w"], expected.T, atol=2e-3)
+    assert not np.asarray(new["w"])[~kept.T].any() and not np.asarray(new["w"])[5].any()
+
+
+def test_sparse_gpt_reconstructs_better_than_masks_alone():
+    x, w = correlated()
+
+    def fn(p, x):
+        return x @ p["w"]
+
+    params = {"w": jnp.asarray(w)}
+    masks = [
+        jp.row_mask(jp.wanda(fn)(params, x), 0.5),
+        jp.layerwise_mask(jp.magnitude(params), 0.5),
+    ]
+    pruned = [jp.apply_mask(params, mask) for mask in masks]
+    new, mask = jp.sparse_gpt(fn, params, [x], sparsity=0.5)
+    assert all(int(m["w"].sum()) == 120 for m in [*masks, mask])
+    error, *others = [
+        np.linalg.norm(x @ np.asarray(p["w"]) - x @ w) for p in [new, *pruned]
+    ]
+    assert error < others[0] < others[1]
+
+
+def test_sparse_gpt_goes_through_a_scanned_transformer_in_order(params):
+    """Every layer's inputs come from the layers pruned before it."""
+    new, mask = jp.sparse_gpt(
+        transformer, params, [TOKENS], n_m=(2, 4), prunable=PRUNABLE, damping=0.1
+    )
+    expected = jax.tree.map(lambda p: np.array(p, np.float64), params)
+    for i in range(LAYERS):
+        for name, inputs in INPUTS.items():
+            x = numpy_inputs(expected, TOKENS)[name, i]
+            leaf = expected["layers"][name][i]
+            w, kept = numpy_sparse_gpt(
+                as_rows(leaf, inputs), x, n_m=(2, 4), damping=0.1
+            )
+            leaf[...] = w.T.reshape(leaf.shape)
+            actual = as_rows(mask["layers"][name][i], inputs)
+            np.testing.assert_array_equal(actual, kept, err_msg=f"{name} {i}")
+            actual = as_rows(new["layers"][name][i], inputs)
+            np.testing.assert_allclose(actual, w, atol=2e-3, err_msg=f"{name} {i}")
+    np.testing.assert_array_equal(new["embed"], params["embed"])
+
+
+def test_sparse_gpt_prunes_each_of_vmapped_layers_by_itself():
+    x, w = draw(0, 3, 20, 8), draw(1, 8, 3, 6)  # The layers stand in the middle.
+
+    def fn(p, x):
+        return jax.vmap(jnp.matmul, in_axes=(0, 1))(x, p)
+
+    new, mask = jp.sparse_gpt(fn, jnp.asarray(w), [x], sparsity=0.5, sequential=False)
+    for i in range(3):
+        expected, kept = numpy_sparse_gpt(w[:, i].T, x[i].astype(float), sparsity=0.5)
+        np.testing.assert_array_equal(mask[:, i], kept.T)
+        np.testing.assert_allclose(new[:, i], expected.T, atol=1e-3)
+
+
+def gpt(fn=lambda p, x: x @ p["w"], batches=(X,), **options):
+    return jp.sparse_gpt(fn, {"w": W}, batches, **{"sparsity": 0.5, **options})
+
+
+ERRORS = {
+    "no product": (
+        lambda: jp.wanda(lambda p, x: x + p["w"].sum())({"w": W}, X),
+        r"'w'",
+    ),
+    "carried": (
+        lambda: jp.wanda(
+            lambda p, x: jax.lax.fori_loop(0, 2, lambda _, w: w + (x @ w).sum(), p["w"])
+        )({"w": W}, X),
+        r"No inputs were found.*'w'",
+    ),
+    "both ways": (
+        lambda: jp.wanda(lambda p, x: (x @ p["w"]) @ p["w"].T)({"w": W}, X),
+        r"leaf w .* different axes",
+    ),
+    "partly an input": (
+        lambda: jp.wanda(lambda p, x: x @ p["w"].reshape(2, 2, 6)[...].reshape(4, 6))(
+            {"w": W.reshape(24, 1)}, X
+        ),
+        r"leaf w of shape \(24, 1\) .* partly an input",
+    ),
+    "no entry": (lambda: jp.row_mask({"w": W}, 0.5, axis={}), r"no entry .* leaf w"),
+    "no axis": (lambda: jp.row_mask({"w": W}, 0.5, axis=2), r"leaf w .* axes \(2,\)"),
+    "iterator": (lambda: gpt(batches=iter([X])), r"list\(batches\)"),
+    "empty": (lambda: gpt(batches=[]), r"batches is empty"),
+    "both": (lambda: gpt(n_m=(2, 4)), r"Pass one of sparsity=0.5 and n_m"),
+    "block": (lambda: gpt(sparsity=None, n_m=(2, 4), block=6), r"multiple of m"),
+    "groups": (
+        lambda: gpt(sparsity=None, n_m=(2, 3), block=6),
+        r"leaf w of shape \(4, 6\) has 4 inputs",
+    ),
+    "damping": (lambda: gpt(damping=0.0), r"above 0"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_name_what_is_wrong(case):
+    call, message = ERRORS[case]
+    with pytest.raises(ValueError, match=message):
+        call()
