@@ -143,7 +143,7 @@ def test_wanda_on_a_scanned_transformer(params, scores):
 
 
 def test_rows_are_exact(params, scores):
-    axes = jp.input_axes(transformer, params, TOKENS)
+    axes = jp.input_axes(transformer, params, TOKENS, prunable=PRUNABLE)
     assert axes == {f"layers/{n}": a for n, a in INPUTS.items()} | {"head": (0,)}
     assert list(axes) == [*(f"layers/{n}" for n in INPUTS), "head"]
     mask = jp.row_mask(scores, 0.5, axis=axes, prunable=PRUNABLE)
@@ -240,6 +240,21 @@ def test_wanda_of_a_convolution_sums_over_places():
     score = jp.wanda(fn)(jnp.asarray(kernel), images)
     expected = np.abs(kernel) * np.sqrt(squares)[..., None]
     np.testing.assert_allclose(score, expected, rtol=1e-5)
+
+
+def test_a_leaf_used_both_ways_may_be_left_out():
+    def fn(p, x):
+        return jnp.tanh(x @ p["w"] @ p["w"].T) @ p["head"]
+
+    params = {"w": W, "head": draw(3, 4, 2)}
+    only = jp.by_path("head")
+    assert jp.input_axes(fn, params, X, prunable=only) == {"head": (0,)}
+    scores = jp.wanda(fn, prunable=only)(params, X)
+    norms = np.linalg.norm(np.tanh(X @ W @ W.T), axis=0)
+    np.testing.assert_array_equal(scores["w"], np.abs(W))
+    np.testing.assert_allclose(
+        scores["head"], np.abs(params["head"]) * norms[:, None], rtol=1e-4
+    )
 
 
 OPTIONS = {"blocks": {"sparsity": 0.6, "block": 16}, "2:4": {"n_m": (2, 4), "block": 8}}

@@ -89,9 +89,9 @@ def sparse_gpt(
     _checks.check_floating(params, "params")
     flags = select_prunable(params, prunable)
     first = _first(batches)
-    capture = layouts_of(fn, params, (first,))
+    capture = layouts_of(fn, params, (first,), flags)
     check_found(capture, flags)
-    chosen = {i: found for i, found in capture.layouts.items() if flags[i]}
+    chosen = capture.layouts
     _check_groups(capture, chosen, n_m)
 
     leaves, structure = jax.tree.flatten(params)

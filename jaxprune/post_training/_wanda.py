@@ -37,8 +37,8 @@ def wanda(fn: Callable[..., Any], *, prunable: Prunable = matrices) -> ScoreFn:
 
     Args:
       fn: ``fn(params, *inputs)``, the forward pass; what it returns is not read.
-      prunable: the leaves that must have inputs. The others score
-        :math:`|\theta|` where they have none, as if their input were 1.
+      prunable: the leaves whose inputs are looked for. The others score
+        :math:`|\theta|`, as if their input were 1.
 
     Returns:
       A score function ``score(params, *inputs)``: non-negative scores like ``params``,
@@ -65,7 +65,7 @@ def wanda(fn: Callable[..., Any], *, prunable: Prunable = matrices) -> ScoreFn:
     def score(params: Params, *inputs: Any) -> Scores:
         _checks.check_floating(params, "params")
         flags = select_prunable(params, prunable)
-        capture = Capture(params, _squares, lambda leaf: True)
+        capture = Capture(params, _squares, flags.__getitem__)
         totals = capture(fn, params, inputs)
         check_found(capture, flags)
         leaves, structure = jax.tree.flatten(params)
@@ -80,7 +80,7 @@ def wanda(fn: Callable[..., Any], *, prunable: Prunable = matrices) -> ScoreFn:
 
 
 def input_axes(
-    fn: Callable[..., Any], params: Params, *inputs: Any
+    fn: Callable[..., Any], params: Params, *inputs: Any, prunable: Prunable = matrices
 ) -> dict[str, tuple[int, ...]]:
     """Tells which axes of each leaf the function sums over: a layer's inputs.
 
@@ -90,13 +90,15 @@ def input_axes(
       fn: ``fn(params, *inputs)``, the forward pass.
       params: a pytree of floating arrays, or of ``jax.ShapeDtypeStruct``.
       *inputs: what ``fn`` takes besides, arrays or their shapes.
+      prunable: the leaves whose inputs are looked for.
 
     Returns:
-      For the path of each leaf that is in a product, in the order of first use, the
-      axes; for `row_mask`.
+      For the path of each of these that is in a product, in the order of first use,
+      the axes; for `row_mask`.
 
     Raises:
-      ValueError: if a leaf is in products that sum over different axes of it.
+      ValueError: if one is in products that sum over different axes of it, or nothing
+        is prunable.
       TypeError: if a leaf is not floating.
 
     Example:
@@ -107,13 +109,15 @@ def input_axes(
       {'query': (0,)}
     """
     _checks.check_floating(params, "params")
-    capture = layouts_of(fn, params, inputs)
+    capture = layouts_of(fn, params, inputs, select_prunable(params, prunable))
     return {capture.paths[i]: found.inputs for i, found in capture.layouts.items()}
 
 
-def layouts_of(fn: Callable[..., Any], params: Any, inputs: Iterable[Any]) -> Capture:
-    """A capture that ran on shapes only: it knows the layouts."""
-    capture = Capture(params, _squares, lambda leaf: True)
+def layouts_of(
+    fn: Callable[..., Any], params: Any, inputs: Iterable[Any], flags: list[bool]
+) -> Capture:
+    """A capture that ran on shapes only: it knows the layouts of the flagged leaves."""
+    capture = Capture(params, _squares, flags.__getitem__)
     jax.eval_shape(lambda p, xs: capture(fn, p, xs), params, tuple(inputs))
     return capture
 
