@@ -260,7 +260,7 @@ def _varying(leaf: jax.Array, axis_name: Any) -> jax.Array:
     the mean after it would count every example as often as there are devices.
     """
     names = axis_name if isinstance(axis_name, tuple | list) else (axis_name,)
-    varying = getattr(jax.typeof(leaf), "vma", frozenset())
+    varying = jax.typeof(leaf).manual_axis_type.varying
     missing = tuple(name for name in names if name not in varying)
     return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 

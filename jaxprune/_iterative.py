@@ -77,6 +77,7 @@ def force_mask(
     rounds: int,
     measure: measures.Measure = measures.loss_preservation,
     prunable: Prunable = matrices,
+    axis_name: Any = None,
 ) -> Mask:
     r"""Prunes in rounds in which removed weights may come back (FORCE).
 
@@ -97,6 +98,7 @@ def force_mask(
       rounds: how often to score, at least 1.
       measure: a measure of a `Flow`, from `jaxprune.measures` or your own.
       prunable: which leaves take part.
+      axis_name: inside ``pmap`` or ``shard_map``, the axis to average g and Hg over.
 
     Returns:
       A mask like ``params``.
@@ -122,7 +124,9 @@ def force_mask(
       de Jorge et al., `Progressive Skeletonization: Trimming more fat from a network at
       initialization <https://arxiv.org/abs/2006.09081>`_, ICLR 2021, Section 4.
     """
-    flow_fn = gradient_flow(loss_fn, order=_order_of(measure, params))
+    flow_fn = gradient_flow(
+        loss_fn, order=_order_of(measure, params), axis_name=axis_name
+    )
 
     def scored(mask: Mask) -> Any:
         flow = flow_fn(apply_mask(params, mask), *batch)

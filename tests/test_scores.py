@@ -398,37 +398,6 @@ def test_random_does_not_repeat_itself_from_leaf_to_leaf():
     assert 0.3 < float(jnp.mean(scores["a"])) < 0.7
 
 
-LOSS_SCORES = {
-    "snip": jp.snip,
-    "biased_loss": jp.biased_loss,
-    "grasp": jp.grasp,
-    "gradient_preservation": jp.gradient_preservation,
-    "fisher": jp.fisher,
-    "drive": jp.drive,
-}
-
-
-@pytest.mark.parametrize("name", LOSS_SCORES)
-def test_axis_name_gives_the_full_batch_scores(name):
-    params = make_params()
-    full = LOSS_SCORES[name](loss_fn)(params, X, Y)
-    score = LOSS_SCORES[name](loss_fn, axis_name="d")
-    mesh = jax.make_mesh((8,), ("d",))
-    mapped = jax.shard_map(
-        score, mesh=mesh, in_specs=(P(), P("d"), P("d")), out_specs=P()
-    )
-    placed = [jax.device_put(a, NamedSharding(mesh, P("d"))) for a in (X, Y)]
-    weights = jax.device_put(params, NamedSharding(mesh, P()))
-    chex.assert_trees_all_close(
-        jax.jit(mapped)(weights, *placed), full, rtol=1e-4, atol=1e-6
-    )
-    blocks = [a.reshape(8, 2, -1) for a in (X, Y)]
-    pmapped = jax.pmap(score, axis_name="d", in_axes=(None, 0, 0))(params, *blocks)
-    chex.assert_trees_all_close(
-        jax.tree.map(lambda s: s[3], pmapped), full, rtol=1e-4, atol=1e-6
-    )
-
-
 # prospr
 
 
