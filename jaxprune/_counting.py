@@ -6,6 +6,7 @@ slices small enough to be fused, along an axis that no device boundary cuts.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType
 
 from jaxprune import _wide
 from jaxprune._wide import Wide
@@ -26,11 +28,12 @@ _FIELD = 10  # Bits a count takes while three of them share one uint32.
 
 
 class Region(NamedTuple):
-    """A block of an array of ``shape``: where it starts, and its own shape."""
+    """A block of an array of ``shape``: where it starts, its own shape and layout."""
 
     shape: tuple[int, ...]
     start: tuple[Any, ...]
     block: tuple[int, ...]
+    sharding: Any = None  # On Explicit meshes: else every device would index it all.
 
 
 class Stack(NamedTuple):
@@ -75,9 +78,9 @@ def unstacked(arrays: Sequence[jax.Array], stacks: Sequence[Stack]) -> list[jax.
     return [leaves[i] for i in range(len(leaves))]
 
 
-def whole(shape: tuple[int, ...]) -> Region:
+def whole(array: jax.Array) -> Region:
     """The region that is the whole array."""
-    return Region(shape, (0,) * len(shape), shape)
+    return Region(array.shape, (0,) * array.ndim, array.shape, _sharding(array))
 
 
 def zero_like(stacks: Sequence[Stack]) -> jax.Array:
@@ -85,8 +88,10 @@ def zero_like(stacks: Sequence[Stack]) -> jax.Array:
 
     Inside ``shard_map`` a loop must start from a state that varies as its results do.
     """
-    zeros = [jnp.zeros_like(stack.scores, dtype=jnp.uint32) for stack in stacks]
-    return functools.reduce(jnp.add, [jnp.sum(z, dtype=jnp.uint32) for z in zeros])
+    types = [jax.typeof(stack.scores).manual_axis_type for stack in stacks]
+    varying = sorted(frozenset().union(*(t.varying for t in types)), key=str)
+    zero = jnp.uint32(0)
+    return jax.lax.pcast(zero, tuple(varying), to="varying") if varying else zero
 
 
 def precedes(stack: Stack, bound: Wide) -> Callable[[Region], jax.Array]:
@@ -98,10 +103,16 @@ def precedes(stack: Stack, bound: Wide) -> Callable[[Region], jax.Array]:
     def test(region: Region) -> jax.Array:
         shape = region.shape[1:]
         trailing = _wide.row_size(shape)
-        row = column = jnp.zeros(region.block, jnp.uint32)
+
+        def positions(axis: int) -> jax.Array:
+            return jax.lax.broadcasted_iota(
+                jnp.uint32, region.block, axis, out_sharding=region.sharding
+            )
+
+        row = column = jnp.zeros_like(positions(0))
         for axis in range(len(shape)):
             stride = math.prod(shape[axis + 1 :])
-            position = jax.lax.broadcasted_iota(jnp.uint32, region.block, axis + 1)
+            position = positions(axis + 1)
             position = position + jnp.asarray(region.start[axis + 1]).astype(jnp.uint32)
             if stride < trailing:
                 column = column + position * np.uint32(stride)
@@ -161,12 +172,11 @@ def _count_leaf(stack: Stack, test: Callable[..., Any], number: int) -> list[Any
     def summed(counts: jax.Array) -> Any:
         if leaf.size < 2**31:
             return jnp.sum(counts, dtype=jnp.int32)
-        if counts.dtype == jnp.bool_:
-            counts = jnp.sum(counts, axis=int(np.argmax(leaf.shape)), dtype=jnp.int32)
-        return _wide.total(counts)
+        axes = _beyond_a_word(leaf.size, counts.shape)
+        return _wide.total(jnp.sum(counts, axis=axes, dtype=jnp.int32))
 
     def fused(*arrays: jax.Array) -> list[Any]:
-        return [summed(passed) for passed in passing(arrays, whole(leaf.shape))]
+        return [summed(passed) for passed in passing(arrays, whole(arrays[0]))]
 
     layout = _layout(leaf)
     if layout is None:
@@ -177,6 +187,19 @@ def _count_leaf(stack: Stack, test: Callable[..., Any], number: int) -> list[Any
         return [summed(c) for c in counts]
 
     return jax.lax.platform_dependent(*arrays, cpu=sliced, default=fused)
+
+
+def _beyond_a_word(size: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes to sum first: none of those sums of ``size`` entries passes 31 bits.
+
+    As few sums as can be are left, as devices exchange them.
+    """
+    every = range(len(shape))
+    left = [c for n in every for c in itertools.combinations(every, n)] + [(*every,)]
+    lengths = {axes: math.prod(shape[i] for i in axes) for axes in left}
+    safe = [axes for axes in left if size // lengths[axes] < 2**31] or [(*every,)]
+    fewest = min(safe, key=lambda axes: lengths[axes])
+    return tuple(axis for axis in every if axis not in fewest)
 
 
 def _layout(leaf: jax.Array) -> tuple[tuple[int, ...], int] | None:
@@ -222,6 +245,12 @@ def _spec(leaf: jax.Array) -> tuple[Any, ...]:
     return spec + (None,) * (leaf.ndim - len(spec))
 
 
+def _sharding(array: jax.Array) -> Any:
+    """How an array is cut, where its type says so: on Explicit meshes only."""
+    sharding = jax.typeof(array).sharding
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
+
+
 def _count_in_slices(
     arrays: Sequence[jax.Array],
     layout: tuple[tuple[int, ...], int],
@@ -239,7 +268,9 @@ def _count_in_slices(
         held, start = jax.lax.optimization_barrier((arrays, start))
         blocks = [jax.lax.dynamic_slice_in_dim(a, start, width, axis) for a in held]
         starts = (0,) * axis + (start,) + (0,) * (len(shape) - axis - 1)
-        passed = passing(blocks, Region(shape, starts, blocks[0].shape))
+        passed = passing(
+            blocks, Region(shape, starts, blocks[0].shape, _sharding(blocks[0]))
+        )
         packed = functools.reduce(
             jnp.bitwise_or,
             [

@@ -59,7 +59,7 @@ def select(
 
         def some_tied(stack: Stack, bound: Wide) -> jax.Array:
             x = stack.scores
-            first = _counting.precedes(stack, bound)(_counting.whole(x.shape))
+            first = _counting.precedes(stack, bound)(_counting.whole(x))
             return jnp.where(lowest, x == x, x > value) | (is_tied(x) & first)
 
         def among(mask: jax.Array, stack: Stack) -> jax.Array:

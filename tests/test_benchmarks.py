@@ -1,5 +1,7 @@
 """The benchmarks run, and the methods that they compare agree."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import optax
 import pytest
 
 import jaxprune as jp
-from benchmarks import _argsort, dynamic, scoring, selection, shrink, step
+from benchmarks import _argsort, _hlo, dynamic, pod, scoring, selection, shrink, step
 from benchmarks._measure import Bar, in_turn, ratio
 from benchmarks._models import Networks
 from experiments.config import Model
@@ -187,3 +189,80 @@ def test_alternatives_take_turns_and_slow_ones_sit_out():
 def test_a_bar_tells_whether_it_is_met():
     assert str(Bar(1.02, 1.03)) == "1.020 <= 1.03: met"
     assert str(Bar(23.0, 60, True, "speed-up")) == "speed-up 23.00 >= 60: MISSED"
+
+
+def test_a_pods_programs_meet_their_bars_on_eight_devices(
+    monkeypatch, capsys, tmp_path
+):
+    """The bars of the 8 and 70 billion, on a net that compiles in seconds."""
+    out = tmp_path / "pod.json"
+    quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    monkeypatch.setenv("XLA_FLAGS", quick)
+    options = pod.Options(("tiny",), (8,), model_shards=4, out=str(out))
+    rows = {row.program: row for row in pod.measure(options)}
+    assert {"dense step", "snip", "masked step", "rigl step"} < set(rows)
+    (run,) = json.loads(out.read_text())
+    matrices = {
+        "query": 2 * 64 * 64,
+        "out": 2 * 64 * 64,
+        "key, value": 2 * 2 * 64 * 32,
+        "mlp": 3 * 2 * 64 * 128,
+        "ends": 2 * 256 * 64,
+    }
+    norms = 5 * 64
+    assert run["weights"] == sum(matrices.values()) + norms
+    assert run["weights_per_device"] == sum(matrices.values()) // 8 + norms
+    scores = rows["global_mask"].arguments
+    assert scores == 4 * run["weights_per_device"]
+    held = rows["masked step"].arguments - rows["dense step"].arguments
+    assert 0 <= held - run["weights_per_device"] < 100  # Masks; padding, a counter.
+    for row in rows.values():
+        assert row.sent > 0 and row.seconds > 0
+        for bar in row.bars:
+            # On Auto axes small leaves of one shape are counted as one, however cut.
+            if bar.name != "masks sent, MB" or row.program == "masked step":
+                assert bar.met, (row.program, str(bar))
+    explicit = rows["global_mask, explicit"]
+    assert {c.kind for c in explicit.found} == {"all-reduce"}
+    assert all(bar.met for bar in explicit.bars)
+    monkeypatch.setattr(pod, "measure", lambda _: list(rows.values()))
+    pod.main(options)
+    assert "gathered" in capsys.readouterr().out
+
+
+HLO = """
+HloModule m
+%flag (s: (pred[], u32[])) -> pred[] {
+  %s = (pred[], u32[]) parameter(0)
+  ROOT %f = pred[] get-tuple-element(%s), index=0
+}
+%test (s: (pred[], u32[])) -> pred[] {
+  %s.1 = (pred[], u32[]) parameter(0)
+  ROOT %lt = pred[] compare(%a, %b), direction=LT
+}
+%body (s: (pred[], u32[])) -> (pred[], u32[]) {
+  %x = f32[8,4]{1,0} parameter(0)
+  %r = f32[8]{0} reduce-scatter(%x), dimensions={1}, to_apply=%add
+  ROOT %t = (pred[], u32[]) tuple(%p, %q)
+}
+ENTRY %main (a: bf16[4]) -> bf16[4] {
+  %a = bf16[4]{0} parameter(0)
+  %g = bf16[32]{0} all-gather(%a), dimensions={0}
+  %n = (u32[], s32[2]) all-reduce(%c, %d), to_apply=%add
+  %start = (pred[4], pred[16]) all-gather-start(%m), dimensions={0}
+  %done = pred[16]{0} all-gather-done(%start)
+  %w = (pred[], u32[]) while(%i), condition=%test, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %v = (pred[], u32[]) while(%i), condition=%flag, body=%body
+  %u = (pred[], u32[]) while(%i), condition=%test, body=%body
+  ROOT %o = bf16[4]{0} copy(%a)
+}
+"""  # noqa: E501
+
+
+def test_collectives_are_counted_by_kind_type_and_turns():
+    found = {(c.kind, c.dtype): c for c in _hlo.collectives(HLO, turns=100)}
+    assert found["all-gather", "bf16"][2:] == (1, 64)
+    assert found["all-gather", "pred"][2:] == (1, 16)
+    assert found["all-reduce", "u32"][2:] == (1, 12)
+    assert found["reduce-scatter", "f32"][2:] == (106, 106 * 128)
+    assert len(found) == 4 and _hlo.total(list(found.values()), "all-gather") == 80

@@ -177,3 +177,30 @@ def test_vmap_over_counts_and_over_scores():
     for i, lane in enumerate(lanes):
         for ours, theirs in zip(masks, reference(lane, 500), strict=True):
             np.testing.assert_array_equal(ours[i], theirs)
+
+
+@pytest.mark.parametrize(
+    ("size", "shape", "left"),
+    [
+        (80 * 8192 * 28672, (1, 80, 64, 28672), 64),  # 2**28.1 entries each.
+        (2**33, (1, 2**20, 2, 2**7), 128),
+        (2**31, (1, 2**16, 2**15), 2**15),
+    ],
+)
+def test_giant_leaves_leave_few_sums_that_all_fit_a_word(size, shape, left):
+    axes = _counting._beyond_a_word(size, shape)
+    kept_ = [n for i, n in enumerate(shape) if i not in axes]
+    assert size // np.prod(kept_) < 2**31 and np.prod(kept_) == left
+
+
+def test_the_tie_search_on_an_explicit_mesh_indexes_its_own_shard():
+    """Less memory than one index an entry of the whole leaf."""
+    mesh = jax.make_mesh((8,), ("d",))
+    layout = jax.NamedSharding(mesh, jax.P(None, "d"))
+    scores = jax.ShapeDtypeStruct((4, 8 * 1024, 1024), jnp.float32, sharding=layout)
+    with jax.set_mesh(mesh):
+        select = jax.jit(lambda x: _selection.select([x], _wide.wide(1000)))
+        memory = select.lower(scores).compile().memory_analysis()
+    own = 4 * 1024 * 1024
+    assert memory.output_size_in_bytes < 2 * own
+    assert memory.temp_size_in_bytes < own // 4
