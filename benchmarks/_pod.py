@@ -35,6 +35,8 @@ class Options:
     """How many devices; XLA_FLAGS must provide them."""
     model_shards: int = 8
     """How many of them share a layer's columns."""
+    batch: int = 0
+    """Sequences in the batch; 0 for one a row of the mesh."""
     programs: tuple[str, ...] = (
         "dense step",
         "snip",
@@ -63,7 +65,8 @@ def compile_all(options: Options) -> dict[str, Any]:
 
     mesh = mesh_of(AxisType.Auto)
     params = params_on(mesh)
-    tokens = _abstract((shape[0], network.tokens), jnp.int32, mesh, P("data"))
+    batch = options.batch or shape[0]
+    tokens = _abstract((batch, network.tokens), jnp.int32, mesh, P("data"))
     adamw = optax.adamw(1e-3)
     links = {
         "dense step": adamw,
@@ -134,9 +137,12 @@ def _compiled(fn: Callable[..., Any], args: Any, like: Any, **options: Any) -> A
     placed = jax.tree.map(lambda x: x.sharding, like)
     compiled = jax.jit(fn, out_shardings=placed, **options).lower(*args).compile()
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    assert memory is not None and text is not None
+    work = compiled.cost_analysis()
+    assert memory is not None and text is not None and work is not None
     return {
         "seconds": time.perf_counter() - start,
+        "flops": work.get("flops", 0.0),
+        "bytes": work.get("bytes accessed", 0.0),
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,

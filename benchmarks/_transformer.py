@@ -120,9 +120,10 @@ def _rotated(x: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
 
 
-# The shapes of Llama 3 (Dubey et al., 2024, Table 3), and one for tests.
+# The shapes of Llama 3 (Dubey et al., 2024, Table 3), and two that are small.
 SIZES = {
     "tiny": Transformer(2, 64, 8, 4, 128, 256, head_size=8, tokens=16),
+    "125m": Transformer(12, 768, 12, 12, 2048, 32_768, head_size=64),
     "8b": Transformer(32, 4096, 32, 8, 14_336, 128_256),
     "70b": Transformer(80, 8192, 64, 8, 28_672, 128_256),
 }

@@ -62,20 +62,21 @@ class Row(NamedTuple):
 def measure(options: Options) -> list[Row]:
     """Compiles everything, one process after the other."""
     runs = [
-        _run(model, devices, options.model_shards)
+        run(model, devices, options.model_shards)
         for model in options.models
         for devices in options.devices
     ]
     if options.out:
         pathlib.Path(options.out).write_text(json.dumps(runs, indent=1) + "\n")
-    return [row for run in runs for row in rows_of(run)]
+    return [row for found in runs for row in rows_of(found)]
 
 
-def _run(model: str, devices: int, model_shards: int) -> dict[str, Any]:
+def run(model: str, devices: int, model_shards: int, *more: str) -> dict[str, Any]:
+    """Compiles the programs for one mesh, in a process that has so many devices."""
     flags = os.environ.get("XLA_FLAGS", "")
     flags += f" --xla_force_host_platform_device_count={devices}"
     command = [sys.executable, "-m", "benchmarks._pod", "--model", model]
-    command += ["--devices", str(devices), "--model-shards", str(model_shards)]
+    command += ["--devices", str(devices), "--model-shards", str(model_shards), *more]
     paths = [str(_ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {
         **os.environ,
@@ -89,16 +90,16 @@ def _run(model: str, devices: int, model_shards: int) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def rows_of(run: Mapping[str, Any]) -> list[Row]:
+def rows_of(result: Mapping[str, Any]) -> list[Row]:
     """The rows of one mesh, with their bars."""
-    programs = run["programs"]
+    programs = result["programs"]
     found = {
         name: tuple(Collective(**c) for c in program["collectives"])
         for name, program in programs.items()
     }
     dense = programs["dense step"]
-    mesh = " x ".join(str(n) for n in run["mesh"].values())
-    problem = f"{run['model']}, {run['weights'] / 1e9:.1f} G, {mesh}"
+    mesh = " x ".join(str(n) for n in result["mesh"].values())
+    problem = f"{result['model']}, {result['weights'] / 1e9:.1f} G, {mesh}"
 
     def bars(name: str) -> tuple[Bar, ...]:
         if name in ("dense step", "snip"):
@@ -106,17 +107,19 @@ def rows_of(run: Mapping[str, Any]) -> list[Row]:
         base = () if "global_mask" in name else found["dense step"]
         beyond = total(found[name], "all-gather") - total(base, "all-gather")
         masks = sum(c.bytes for c in found[name] if c.dtype == "pred")
-        result = (
+        limits = (
             Bar(beyond / 1e6, 0, name="gathered, MB"),
             Bar(masks / 1e6, 0, name="masks sent, MB"),
         )
         if "global_mask" in name:
-            return (Bar(total(found[name]) / 1e6, 1, name="sent, MB"), *result)
+            return (Bar(total(found[name]) / 1e6, 1, name="sent, MB"), *limits)
         if name == "masked step":
-            more = _memory(programs[name]) - _memory(dense) - run["weights_per_device"]
+            more = (
+                _memory(programs[name]) - _memory(dense) - result["weights_per_device"]
+            )
             share = 1 + more / _memory(dense)
-            return (Bar(share, 1.04, name="memory to dense"), *result)
-        return result
+            return (Bar(share, 1.04, name="memory to dense"), *limits)
+        return limits
 
     return [
         Row(

@@ -9,7 +9,17 @@ import optax
 import pytest
 
 import jaxprune as jp
-from benchmarks import _argsort, _hlo, dynamic, pod, scoring, selection, shrink, step
+from benchmarks import (
+    _argsort,
+    _hlo,
+    dynamic,
+    pod,
+    scaling,
+    scoring,
+    selection,
+    shrink,
+    step,
+)
 from benchmarks._measure import Bar, in_turn, ratio
 from benchmarks._models import Networks
 from experiments.config import Model
@@ -266,3 +276,28 @@ def test_collectives_are_counted_by_kind_type_and_turns():
     assert found["all-reduce", "u32"][2:] == (1, 12)
     assert found["reduce-scatter", "f32"][2:] == (106, 106 * 128)
     assert len(found) == 4 and _hlo.total(list(found.values()), "all-gather") == 80
+
+
+@pytest.mark.slow
+def test_scaling_cuts_work_over_devices_and_times_every_step(monkeypatch, capsys):
+    quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    monkeypatch.setenv("XLA_FLAGS", quick)
+    monkeypatch.setitem(scaling.PUBLISHED, "vgg13", TINY)
+    tiny = {"batch_size": 4, "side": 8, "seeds": 2, "rounds": 1}
+    tiny |= {"networks": ("vgg13",), "dtypes": ("bfloat16",)}
+    options = scaling.Options("tiny", (1, 2), True, **tiny)
+    rows = scaling.scaling(options)
+    assert [(r.program, r.devices) for r in rows] == [
+        (program, n) for program in ("snip", "global_mask") for n in (1, 2)
+    ]
+    for one, two in zip(rows[::2], rows[1::2], strict=True):
+        assert one.ideal == 1 and one.sent == 0 < two.sent
+        assert 0.6 < two.ideal < 1.4
+    speeds = scaling.throughput(options)
+    kinds = ["dense", "masked", "shrunk", "2 seeds, vmapped", "2 in turn"]
+    assert [(r.step, r.dtype) for r in speeds] == [(k, "bfloat16") for k in kinds]
+    assert all(r.images > 0 for r in speeds)
+    monkeypatch.setattr(scaling, "scaling", lambda _: rows)
+    monkeypatch.setattr(scaling, "throughput", lambda _: speeds)
+    scaling.main(options)
+    assert "images/s" in capsys.readouterr().out
