@@ -9,6 +9,9 @@ from jaxprune._allocation import erk as erk
 from jaxprune._blocks import block_mask as block_mask
 from jaxprune._cost import Cost as Cost
 from jaxprune._cost import cost as cost
+from jaxprune._deploy import Model as Model
+from jaxprune._deploy import load_model as load_model
+from jaxprune._deploy import save_model as save_model
 from jaxprune._dissipating import DissipatingState as DissipatingState
 from jaxprune._dissipating import dissipating as dissipating
 from jaxprune._drive import drive as drive

@@ -27,6 +27,7 @@ CONTRACT = """
     global_mask layerwise_mask n_m_mask iterative_mask force_mask hyperbolic_schedule
     exponential_schedule apply_mask sparsity summary get_mask set_mask keep_sparse
     sparse gradual k_starts dissipating shuffle_mask cost
+    save_model load_model
     rigl set_training granet forward_sparse gradual_n_m prospr
     earlycrop_trigger epi_trigger lamp block_mask exact_orthogonal_init
     sparse_mup scale_leaves wanda input_axes row_mask sparse_gpt
