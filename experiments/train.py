@@ -76,7 +76,7 @@ def trainer(config: Config, network: Network, steps: int) -> Trainer:
 
     def optimizer(
         recipe: Recipe, sparsity: Any, key: Any
-    ) -> optax.GradientTransformation:
+    ) -> optax.GradientTransformationExtraArgs:
         return recipe.wrap(plain, sparsity, key)
 
     def loss_fn(

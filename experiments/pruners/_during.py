@@ -105,9 +105,8 @@ def dissipating(*, threshold: float | None = None) -> Factory:
         def link(sparsity: Any, key: jax.Array) -> optax.GradientTransformation:
             del key
             if threshold is not None:
-                return linked(
-                    threshold=lambda step: jnp.where(step > begin, threshold, -1)
-                )
+                near = jnp.float32(threshold)
+                return linked(threshold=lambda step: jnp.where(step > begin, near, -1))
             return linked(_cubic(sparsity, begin, end - begin))
 
         return _linked(link)

@@ -45,7 +45,7 @@ class Recipe(NamedTuple):
       forward: what happens in the forward pass; None is nothing.
     """
 
-    wrap: Callable[..., optax.GradientTransformation]
+    wrap: Callable[..., optax.GradientTransformationExtraArgs]
     forward: Forward | None = None
 
 
@@ -90,7 +90,7 @@ Factory = Callable[[Pruning, Network, int], Pruner]
 
 def _keep(
     tx: optax.GradientTransformation, sparsity: Any, key: jax.Array
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     del sparsity, key
     return optax.chain(tx, jp.keep_sparse())
 

@@ -71,7 +71,7 @@ def programs(
     recipe, plain = pruner.recipe, optimizer_of(config, steps)
     copied = _mesh.copied(mesh)
 
-    def optimizer(key: jax.Array) -> optax.GradientTransformation:
+    def optimizer(key: jax.Array) -> optax.GradientTransformationExtraArgs:
         sparsity = jnp.float32(config.sparsity)
         return recipe.wrap(plain, sparsity, jax.random.fold_in(key, _OPTIMIZER))
 
