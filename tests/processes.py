@@ -1,5 +1,6 @@
 """One of several processes: ``python -m tests.processes JOB ID COUNT PORT FOLDER``."""
 
+import dataclasses
 import pathlib
 import sys
 
@@ -10,7 +11,15 @@ import optax
 from jax.experimental import multihost_utils
 
 import jaxprune as jp
-from experiments.config import Checkpoints, Data, Logging, Model, Parallel, Scaled
+from experiments.config import (
+    Checkpoints,
+    Data,
+    Logging,
+    Model,
+    Parallel,
+    Pruning,
+    Scaled,
+)
 
 SHARED = Scaled(
     data=Data("digits", train_size=128, validation_size=64, test_size=60),
@@ -22,6 +31,15 @@ SHARED = Scaled(
     logging=Logging(every=1),
     batch_size=64,
     epochs=1,
+)
+
+# RigL, as its mask moves: a checkpoint of old weights with a new mask would show.
+MORTAL = dataclasses.replace(
+    SHARED,
+    method="rigl",
+    pruning=Pruning(every=2, until=1.0),
+    checkpoints=Checkpoints(every=2, keep=3),
+    epochs=32,
 )
 
 
@@ -80,6 +98,20 @@ def trainer(folder, processes):
     mesh = jax.tree.leaves(found.state.params)[0].sharding.mesh
     assert len({d.process_index for d in mesh.devices.flat}) == processes
     return _whole((found.mask, found.state.params))
+
+
+def killable(folder, cache):
+    """A run on two devices that goes on where its folder stands; writes its end."""
+    from experiments import data, scale
+
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    dataset = data.read(MORTAL.data)
+    found = scale.train(MORTAL, dataset, folder, devices=jax.devices()[:2])
+    state = found.state._replace(key=jax.random.key_data(found.state.key))
+    leaves = jax.tree.leaves((state, found.mask))
+    np.savez(folder / "end.npz", *map(np.asarray, leaves))
 
 
 def _whole(tree):

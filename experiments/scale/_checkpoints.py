@@ -11,15 +11,13 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-import jaxprune as jp
 from experiments import results
 from experiments.config import Scaled
+from experiments.scale import _leaves
 from experiments.scale._programs import State
 
 _FORMAT = "jaxprune.experiments.scale 1"
@@ -48,12 +46,12 @@ class Keeper:
     def save(self, state: State, step: int) -> None:
         """Begins to write a checkpoint; the state may be donated after it."""
         epoch, batch = divmod(step, self._steps)
-        arrays = _arrays(state)
-        fingerprints = jax.device_get(_fingerprints(arrays))
+        arrays = _leaves.arrays_of(state)
+        fingerprints = jax.device_get(_leaves.fingerprints(arrays))
         leaves = [
-            {**fact, "fingerprint": int(fingerprint), "impl": _impl(leaf)}
+            {**fact, "fingerprint": int(fingerprint), "impl": _leaves.impl(leaf)}
             for fact, fingerprint, leaf in zip(
-                _facts(state), fingerprints, jax.tree.leaves(state), strict=True
+                _leaves.facts(state), fingerprints, jax.tree.leaves(state), strict=True
             )
         ]
         about = {
@@ -130,28 +128,28 @@ class Keeper:
         if not same:
             raise CheckpointError(f"{name} is of the format {about['format']!r}.")
         _check_config(name, config, self._about)
-        _check_leaves(name, leaves, _facts(shapes))
-        wanted = {str(i): leaf for i, leaf in enumerate(_array_shapes(shapes))}
+        _check_leaves(name, leaves, _leaves.facts(shapes))
+        wanted = {str(i): leaf for i, leaf in enumerate(_leaves.array_shapes(shapes))}
         try:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
             read = self._manager.restore(step, args=args)["state"]
         except Exception as error:
             raise CheckpointError(f"{name} is truncated: {error}.") from error
         arrays = [read[str(i)] for i in range(len(wanted))]
-        found = jax.device_get(_fingerprints(arrays))
+        found = jax.device_get(_leaves.fingerprints(arrays))
         for leaf, fingerprint in zip(leaves, found, strict=True):
             if int(fingerprint) != leaf["fingerprint"]:
                 raise CheckpointError(
                     f"{name} was altered: the leaf {leaf['path']} is not what was "
                     "saved."
                 )
-        state = _state(arrays, leaves, shapes)
+        state = _leaves.state_of(arrays, leaves, shapes)
         if int(jax.device_get(state.step)) != number:
             raise CheckpointError(
                 f"{name} says that it is of step {number}, but its state is of step "
                 f"{int(state.step)}."
             )
-        wrong = int(jax.device_get(_unmasked(state)))
+        wrong = int(jax.device_get(_leaves.unmasked(state)))
         if wrong:
             raise CheckpointError(
                 f"{name} holds a mask that does not match its weights: {wrong} of "
@@ -201,10 +199,11 @@ def _check_leaves(
     """Names the first leaf that is missing, too many, or of another shape or type."""
     ours = {leaf["path"]: leaf for leaf in wanted}
     theirs = {leaf["path"]: leaf for leaf in found}
-    for path in ours:
-        if path not in theirs:
-            of = " a mask" if "mask" in path.split("/") else ""
-            raise CheckpointError(f"{name} lacks{of or ' a leaf'}: {path}.")
+    missing = [path for path in ours if path not in theirs]
+    masks = [path for path in missing if "mask" in path.split("/")]
+    for path in masks or missing:
+        what = "a mask" if masks else "a leaf"
+        raise CheckpointError(f"{name} lacks {what}: {path}.")
     for path, leaf in theirs.items():
         if path not in ours:
             raise CheckpointError(f"{name} has a leaf too many: {path}.")
@@ -214,87 +213,3 @@ def _check_leaves(
                     f"{name}: the {fact} of {path} is {leaf[fact]}, but here "
                     f"{ours[path][fact]}."
                 )
-
-
-def _facts(state: State) -> list[dict[str, Any]]:
-    return [
-        {
-            "path": jax.tree_util.keystr(path, simple=True, separator="/"),
-            "shape": list(leaf.shape),
-            "dtype": str(leaf.dtype),
-        }
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-    ]
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _arrays(state: State) -> list[jax.Array]:
-    """The leaves, keys as their words."""
-    leaves = jax.tree.leaves(state)
-    return [jax.random.key_data(x) if _is_key(x) else x for x in leaves]
-
-
-def _array_shapes(shapes: State) -> list[jax.ShapeDtypeStruct]:
-    """Those of `_arrays`, with shardings."""
-
-    def one(leaf: Any) -> jax.ShapeDtypeStruct:
-        if not _is_key(leaf):
-            return leaf
-        words = jax.eval_shape(jax.random.key_data, leaf)
-        return jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=leaf.sharding)
-
-    return [one(leaf) for leaf in jax.tree.leaves(shapes)]
-
-
-def _impl(leaf: jax.Array) -> str | None:
-    """What kind of key a key is."""
-    return str(jax.random.key_impl(leaf)) if _is_key(leaf) else None
-
-
-def _state(
-    arrays: list[jax.Array], leaves: list[dict[str, Any]], shapes: State
-) -> State:
-    """The inverse of `_arrays`."""
-    found = [
-        jax.random.wrap_key_data(array, impl=leaf["impl"]) if leaf["impl"] else array
-        for array, leaf in zip(arrays, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(shapes), found)
-
-
-@jax.jit
-def _fingerprints(arrays: list[jax.Array]) -> jax.Array:
-    r"""Of each leaf with words w: :math:`\sum_i w_i (2 i + 1) \bmod 2^{32}`.
-
-    Every factor is odd, so a change of any one word shows; and integers add up to the
-    same in any order, so on any mesh.
-    """
-    return jnp.stack([_fingerprint(array) for array in arrays])
-
-
-def _fingerprint(array: jax.Array) -> jax.Array:
-    if array.dtype != jnp.bool_:
-        width = min(array.dtype.itemsize, 4)
-        array = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * width}"))
-    strides = np.cumprod([1, *array.shape[:0:-1]])[::-1]
-    index = sum(
-        (
-            jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
-            * jnp.uint32(int(stride) % 2**32)
-            for axis, stride in enumerate(strides[: array.ndim])
-        ),
-        start=jnp.zeros(array.shape, jnp.uint32),
-    )
-    words = array.astype(jnp.uint32)
-    return jnp.sum(words * (2 * index + 1), dtype=jnp.uint32)
-
-
-@jax.jit
-def _unmasked(state: State) -> jax.Array:
-    """How many weights are not 0 though the mask in the optimizer's state prunes."""
-    mask = jp.get_mask(state.opt_state, state.params)
-    wrong = jax.tree.map(lambda p, m: jnp.sum((p != 0) & ~m), state.params, mask)
-    return jnp.sum(jnp.stack(jax.tree.leaves(wrong)))

@@ -1,0 +1,278 @@
+"""Runs that are killed end as those that are not; what is damaged is refused."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import multiprocessing
+import random
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprune as jp
+from experiments.config import Logging, Parallel
+from experiments.scale import CheckpointError, _mesh
+from experiments.scale._checkpoints import Keeper
+from experiments.scale._leaves import fingerprints
+from experiments.scale._programs import State
+from tests.processes import MORTAL, SHARED, killable
+
+STEPS = 2 * MORTAL.epochs
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Processes that fork from one which has imported everything, and run nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["tests.processes", "experiments.scale", "sklearn.datasets"]
+    )
+    return context
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(processes, tmp_path_factory):
+    """The end of a run that nobody kills, and where its compiled programs lie."""
+    folder, cache = (tmp_path_factory.mktemp(name) for name in ("run", "cache"))
+    process = processes.Process(target=killable, args=(folder, cache))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    return end(folder), cache
+
+
+def end(folder):
+    with np.load(folder / "end.npz") as archive:
+        return list(archive.values())
+
+
+def done(folder):
+    """The last step that metrics tell of."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])[
+            "step"
+        ]
+    return 0
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
+def test_a_run_killed_at_any_moment_ends_with_the_same_bits(
+    kills, processes, uninterrupted, tmp_path
+):
+    wanted, cache = uninterrupted
+    draw = random.Random(kills)
+    cut_short = 0
+    for kill in range(kills):
+        process = processes.Process(target=killable, args=(tmp_path, cache))
+        process.start()
+        # Spread over half of the run; then within the next steps, and their saves.
+        reached = (kill + draw.random()) * STEPS / 2 / kills
+        while done(tmp_path) < reached and process.is_alive():
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.1))
+        process.kill()  # SIGKILL
+        process.join()
+        assert process.exitcode == -9
+        assert not (tmp_path / "end.npz").exists()
+        names = [path.name for path in (tmp_path / "checkpoints").glob("*tmp*")]
+        cut_short += bool(names)
+    process = processes.Process(target=killable, args=(tmp_path, cache))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    print(f"{kills} kills, {cut_short} of them during a save")
+    found = end(tmp_path)
+    assert len(found) == len(wanted)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    losses = [x["step"] for x in map(json.loads, lines) if "loss" in x]
+    assert losses == list(range(1, STEPS + 1))  # None twice, none missing.
+
+
+MASK = {"w": np.arange(64).reshape(8, 8) % 3 > 0}
+PARAMS = {"w": np.where(MASK["w"], 1.0 + np.arange(64).reshape(8, 8), 0.0)}
+
+
+def state_at(step, params=PARAMS, link=jp.keep_sparse):
+    """A state by hand; the weights say which step it is of."""
+    params = jax.tree.map(lambda p: jnp.asarray(p * step, jnp.float32), params)
+    mask = jax.tree.map(jnp.asarray, MASK)
+    tx = optax.chain(optax.sgd(0.1, 0.9), link(mask))
+    stats = {"mean": jnp.full(3, 0.5, jnp.bfloat16)}
+    return State(jnp.int32(step), jax.random.key(7), params, stats, tx.init(params))
+
+
+def shapes_on(parallel, state):
+    mesh = _mesh.mesh_of(parallel)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_mesh.split(mesh, x)),
+        state,
+    )
+
+
+SHAPES = Parallel(fsdp=-1)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with the checkpoints 3 and 4 of a run, and a way to open it."""
+
+    @contextlib.contextmanager
+    def keeper(config=SHARED):
+        found = Keeper(tmp_path / "checkpoints", config, steps=2)
+        yield found
+        found.close()
+
+    with keeper() as found:
+        for step in (1, 2, 3, 4):
+            found.save(state_at(step), step)
+    return tmp_path / "checkpoints", keeper
+
+
+def restored(keeper, config=SHARED, parallel=SHAPES):
+    with keeper(config) as found:
+        return found.restore(shapes_on(parallel, state_at(0)))
+
+
+def rewrite(path, change):
+    about = json.loads(path.read_text())
+    change(about)
+    path.write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize("parallel", [SHAPES, Parallel(fsdp=2), Parallel()])
+def test_a_state_is_restored_onto_any_mesh(saved, parallel):
+    folder, keeper = saved
+    found, wanted = restored(keeper, parallel=parallel), state_at(4)
+    names = {path.name for path in folder.iterdir() if path.name.isdigit()}
+    assert names == {"2", "3", "4"}  # The newest three.
+    assert jax.random.key_data(found.key).tolist() == [0, 7]
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        found._replace(key=None),
+        wanted._replace(key=None),
+    )
+    shards = found.params["w"].addressable_shards
+    parts = 8 if parallel.fsdp == -1 else parallel.fsdp
+    assert {s.data.size for s in shards} == {64 // parts}
+    mask = jp.get_mask(found.opt_state, found.params)["w"]
+    assert mask.sharding == found.params["w"].sharding
+
+
+def truncated(folder):
+    large = max(
+        (p for p in (folder / "4" / "state").rglob("*") if p.is_file()),
+        key=lambda p: p.stat().st_size,
+    )
+    large.write_bytes(large.read_bytes()[: large.stat().st_size // 2])
+
+
+def altered(folder):
+    def change(about):
+        weights = next(x for x in about["leaves"] if x["path"] == "params/w")
+        weights["fingerprint"] ^= 1
+
+    rewrite(folder / "4" / "about" / "metadata", change)
+
+
+def misplaced(folder):
+    def change(about):
+        about["position"]["step"] = 9
+
+    rewrite(folder / "4" / "about" / "metadata", change)
+
+
+def emptied(folder):
+    for path in (folder / "4").rglob("*"):
+        if path.is_file():
+            path.unlink()
+
+
+def of_another_kind(folder):
+    rewrite(folder / "4" / "about" / "metadata", lambda x: x.update(format="other"))
+
+
+DAMAGE = {
+    truncated: "truncated",
+    altered: "altered: the leaf params/w is not what was saved",
+    misplaced: "says that it is of step 9, but its state is of step 4",
+    emptied: "truncated, or not one of these experiments",
+    of_another_kind: "is of the format 'other'",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda x: x.__name__)
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_used(
+    damage, saved, caplog
+):
+    folder, keeper = saved
+    damage(folder)
+    with caplog.at_level(logging.WARNING):
+        found = restored(keeper)
+    assert int(found.step) == 3
+    np.testing.assert_array_equal(found.params["w"], 3 * PARAMS["w"])
+    assert f"Checkpoint 4 of {folder}" in caplog.text
+    assert DAMAGE[damage] in caplog.text
+    assert "goes on from step 3" in caplog.text
+    assert (folder.parent / "refused" / "4.0").is_dir()
+    with keeper() as again:  # Its number is free.
+        again.save(state_at(4), 4)
+    assert int(restored(keeper).step) == 4
+
+
+def test_a_run_with_another_config_is_refused_by_the_option_that_differs(saved):
+    _, keeper = saved
+    other = dataclasses.replace(SHARED, sparsity=0.5)
+    with pytest.raises(CheckpointError, match=r"its sparsity is 0.8, but here 0.5"):
+        restored(keeper, other)
+    elsewhere = dataclasses.replace(
+        SHARED, parallel=Parallel(fsdp=2), logging=Logging(every=7)
+    )
+    assert int(restored(keeper, elsewhere).step) == 4
+
+
+STATES = {
+    r"lacks a mask: opt_state/1/mask/w": state_at(
+        5, link=lambda mask: optax.identity()
+    ),
+    r"mask that does not match its weights: 22 of": state_at(
+        5, params={"w": np.ones((8, 8))}
+    ),
+    r"has a leaf too many: params/b": state_at(
+        5, params={**PARAMS, "b": np.ones(3)}, link=lambda mask: jp.keep_sparse()
+    ),
+    r"the shape of params/w is \[8, 4\], but here \[8, 8\]": state_at(
+        5, params={"w": np.ones((8, 4))}, link=lambda mask: jp.keep_sparse()
+    ),
+}
+
+
+@pytest.mark.parametrize("message", STATES, ids=["none", "wrong", "more", "shape"])
+def test_a_state_with_the_wrong_leaves_or_mask_is_refused(message, tmp_path):
+    assert (~MASK["w"]).sum() == 22
+    keeper = Keeper(tmp_path / "checkpoints", SHARED, steps=2)
+    keeper.save(STATES[message], 5)
+    keeper.close()
+    keeper = Keeper(tmp_path / "checkpoints", SHARED, steps=2)
+    with pytest.raises(CheckpointError, match=message):
+        keeper.restore(shapes_on(SHAPES, state_at(0)))
+    keeper.close()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool", "int8"])
+def test_fingerprints_are_sums_of_words_by_place_on_any_mesh(dtype):
+    values = np.random.default_rng(0).integers(0, 2, (8, 3, 5))
+    array = jnp.asarray(values if dtype == "bool" else values * 5 - 3, dtype)
+    words = {"float32": np.uint32, "bfloat16": np.uint16}.get(dtype, np.uint8)
+    flat = np.ravel(np.asarray(array)).view(words).astype(object)
+    wanted = sum(int(w) * (2 * i + 1) for i, w in enumerate(flat)) % 2**32
+    mesh = _mesh.mesh_of(Parallel(fsdp=-1))
+    cut = jax.device_put(array, jax.NamedSharding(mesh, jax.P(_mesh.PARTS)))
+    assert np.asarray(fingerprints([array, cut])).tolist() == [wanted, wanted]
