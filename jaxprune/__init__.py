@@ -30,6 +30,8 @@ from jaxprune._iterative import iterative_mask as iterative_mask
 from jaxprune._k_starts import KStartsState as KStartsState
 from jaxprune._k_starts import k_starts as k_starts
 from jaxprune._lamp import lamp as lamp
+from jaxprune._mask_files import load_mask as load_mask
+from jaxprune._mask_files import save_mask as save_mask
 from jaxprune._masks import apply_mask as apply_mask
 from jaxprune._masks import global_mask as global_mask
 from jaxprune._masks import layerwise_mask as layerwise_mask

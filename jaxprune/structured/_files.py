@@ -1,16 +1,11 @@
 """Shrunk models as files: parameters with the specification to rebuild the function.
 
-A file is an ``.npz`` archive without pickles: ``specification``, JSON as bytes;
-``digest``, its SHA-256; and one array a leaf, named by its number. The specification
-holds of every leaf its path, type, shapes before and after, the positions that stay
-along each narrowed axis, and the SHA-256 of its bytes; and what means are over.
+The specification of the archive (`jaxprune._archive`) holds of every leaf its path,
+type, shapes before and after, and the positions that stay along each narrowed axis; and
+what means are over.
 """
 
-import hashlib
-import json
 import os
-import uuid
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import _checks
+from jaxprune import _archive, _checks
 from jaxprune.structured._groups import Group, check_arrays
 from jaxprune.structured._narrow import narrow, removed_positions, sharded_like
 from jaxprune.structured._shrink import check_mean_width, small_function
@@ -79,40 +74,27 @@ def save(
     removed = removed_positions(mask, mask, groups)
     _checks.check_like(params, narrow(mask, mask, groups), "params", "what mask leaves")
     names = _checks.leaf_paths(params)
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise ValueError(
-            f"params has more than one leaf with the path {repeated[0]}, so a file "
-            "could not tell them apart. Rename one."
-        )
-    leaves, arrays = [], {}
+    _archive.check_paths(names, "params")
+    leaves = []
     for name, leaf, full in zip(
         names, jax.tree.leaves(params), jax.tree.leaves(mask), strict=True
     ):
-        data = _data(name, leaf)
         kept = {
             str(axis): np.flatnonzero(~gone).tolist()
             for (path_, axis), gone in removed.items()
             if path_ == name
         }
-        arrays[str(len(leaves))] = data
-        leaves.append(
-            {
-                "path": name,
-                "dtype": str(leaf.dtype),
-                "impl": jax.random.key_impl(leaf) if _is_key(leaf.dtype) else None,
-                "shape": list(leaf.shape),
-                "full_shape": list(full.shape),
-                "kept": kept,
-                "digest": _digest(data),
-            }
-        )
-    specification = json.dumps(
-        {"format": _FORMAT, "mean_width": mean_width, "leaves": leaves}
-    ).encode()
-    arrays["specification"] = np.frombuffer(specification, np.uint8)
-    arrays["digest"] = np.asarray(hashlib.sha256(specification).hexdigest())
-    _replace(Path(path), arrays)
+        fact = {
+            "path": name,
+            "dtype": str(leaf.dtype),
+            "impl": jax.random.key_impl(leaf) if _is_key(leaf.dtype) else None,
+            "shape": list(leaf.shape),
+            "full_shape": list(full.shape),
+            "kept": kept,
+        }
+        leaves.append((fact, _data(name, leaf)))
+    specification = {"format": _FORMAT, "mean_width": mean_width}
+    _archive.write(Path(path), specification, leaves)
 
 
 def load(
@@ -159,10 +141,7 @@ def load(
     mean_width, leaves = _read(Path(path))
     found = {leaf["path"]: (leaf, data) for leaf, data in leaves}
     names = _checks.leaf_paths(params)
-    for name in [*names, *found]:
-        if name not in found or name not in names:
-            has, lacks = ("params", path) if name in names else (path, "params")
-            raise ValueError(f"{has} has a leaf {name}, which {lacks} lacks.")
+    _archive.check_same_paths(names, found, path)
     small, removed = [], {}
     for name, full in zip(names, jax.tree.leaves(params), strict=True):
         leaf, data = found[name]
@@ -186,11 +165,7 @@ def load(
 
 def _data(name: str, leaf: Any) -> np.ndarray:
     """A leaf's data in a type that NumPy's files know; PRNG keys as their words."""
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        raise ValueError(
-            f"The leaf {name} lies in part on other hosts. Gather it first "
-            "(jax.experimental.multihost_utils.process_allgather)."
-        )
+    _archive.check_here(name, leaf)
     if _is_key(leaf.dtype):
         leaf = jax.random.key_data(leaf)
     data = np.asarray(leaf, order="C")
@@ -217,57 +192,11 @@ def _unsigned(dtype: np.dtype) -> np.dtype:
     return np.dtype(f"uint{8 * dtype.itemsize}")
 
 
-def _digest(data: np.ndarray) -> str:
-    return hashlib.sha256(data.tobytes()).hexdigest()
-
-
-def _replace(path: Path, arrays: dict[str, Any]) -> None:
-    """Writes a file whole or not at all."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with draft.open("xb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def _read(path: Path) -> tuple[str, list[tuple[dict[str, Any], np.ndarray]]]:
     """Reads and verifies a file: what means are over; of every leaf, facts and data."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = dict(archive)
-        specification = arrays["specification"].tobytes()
-        sound = hashlib.sha256(specification).hexdigest() == str(arrays["digest"])
-        read = json.loads(specification)
-        known = read["format"] == _FORMAT
-        leaves = [(leaf, arrays[str(i)]) for i, leaf in enumerate(read["leaves"])]
-        changed = [leaf["path"] for leaf, data in leaves if not _is_sound(leaf, data)]
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # Whatever NumPy makes of a damaged archive.
-        raise ValueError(
-            f"{path} is truncated, altered, or not a file that save wrote: {error}"
-        ) from error
-    if not (sound and known):
-        raise ValueError(
-            f"{path} was altered after save wrote it: its specification is not what "
-            "its digest says."
-            if known
-            else f"{path} is of the format {read['format']!r}; this version of "
-            f"jaxprune reads {_FORMAT!r}."
-        )
-    if changed:
-        raise ValueError(
-            f"{path} was altered after save wrote it: the leaf {changed[0]} is not "
-            "what its digest says."
-        )
-    return read["mean_width"], leaves
-
-
-def _is_sound(leaf: dict[str, Any], data: np.ndarray) -> bool:
-    """Tells whether data are those that a leaf was saved with."""
-    shape = data.shape[: len(leaf["shape"])] if leaf["impl"] else data.shape
-    return _digest(data) == leaf["digest"] and list(shape) == leaf["shape"]
+    specification, leaves = _archive.read(path, _FORMAT, "save")
+    for leaf, data in leaves:
+        shape = data.shape[: len(leaf["shape"])] if leaf["impl"] else data.shape
+        if list(shape) != leaf["shape"]:
+            raise _archive.altered(path, "save", leaf["path"])
+    return specification["mean_width"], leaves
