@@ -31,7 +31,13 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     workdir = config.workdir or pathlib.Path("runs", args[0])
     if isinstance(config, Scaled) and config.parallel.distributed:
-        jax.distributed.initialize()  # Before anything else asks for a device.
+        try:
+            jax.distributed.initialize()  # Before anything else asks for a device.
+        except ValueError as error:
+            sys.exit(
+                f"--parallel.distributed finds no other processes ({error}): it is for "
+                "those that SLURM, Open MPI or a TPU slice has started."
+            )
     try:
         dataset = (read if isinstance(config, Scaled) else load)(config.data)
     except DatasetMissingError as error:

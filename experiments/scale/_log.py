@@ -33,21 +33,23 @@ class Log(contextlib.AbstractContextManager):
         if config.logging.profile:
             begin = min(first + _COMPILED, total)
             self._trace = range(begin, min(begin + config.logging.profile, total))
-        self._stack = contextlib.ExitStack()
+        self._words = "compiling"
         self._file: Any = None
         self._board: Any = None
-        self._bar = self._stack.enter_context(_progress(total, first, show))
-        if self._leads:
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / "metrics.jsonl"
-            results.write(path, _until(path, first))
-            self._file = self._stack.enter_context(path.open("a"))
-            if config.logging.tensorboard:
-                self._board = self._stack.enter_context(_board(folder, first))
+        with contextlib.ExitStack() as stack:
+            if self._leads:
+                folder.mkdir(parents=True, exist_ok=True)
+                path = folder / "metrics.jsonl"
+                results.write(path, _until(path, first))
+                self._file = stack.enter_context(path.open("a"))
+                if config.logging.tensorboard:
+                    self._board = stack.enter_context(_board(folder, first))
+            self._bar = stack.enter_context(_progress(total, first, show))
+            self._stack = stack.pop_all()
 
     def step(self, done: int, loss: jax.Array) -> None:
         """Counts a step; now and then waits for its loss and writes it."""
-        if done == self._trace.start:
+        if self._trace and done == self._trace.start:
             jax.block_until_ready(loss)
             jax.profiler.start_trace(str(self._folder / "profile"))
             self._stack.callback(self._stop)
@@ -58,8 +60,9 @@ class Log(contextlib.AbstractContextManager):
             rate = (done - last) * self._config.batch_size / (now - then)
             self._since = now, done
             self.write(done, {"loss": value, "images_per_second": rate})
-            self._bar(done, f"loss {value:.3f}, {rate:,.0f} images/s")
-        if done == self._trace.stop:
+            self._words = f"loss {value:.3f}, {rate:,.0f} images/s"
+        self._bar(done, self._words)
+        if self._trace and done == self._trace.stop:
             jax.block_until_ready(loss)
             self._stop()
 
@@ -119,7 +122,7 @@ def _progress(total: int, first: int, show: bool) -> Any:
         rich.progress.TimeRemainingColumn(),
     )
     with rich.progress.Progress(*columns, disable=not show) as progress:
-        task = progress.add_task("compiling", total=total, completed=first)
+        task = progress.add_task("", total=total, completed=first)
 
         def update(done: int, words: str) -> None:
             progress.update(task, completed=done, description=words)

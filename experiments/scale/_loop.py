@@ -1,5 +1,6 @@
 """The loop: mesh, data, shapes, shardings, arrays, score and mask, steps."""
 
+import contextlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -63,26 +64,25 @@ def train(
     total = feed.steps * config.epochs
 
     keeper = Keeper(folder / "checkpoints", config, feed.steps)
-    state = keeper.restore(run.shapes)
-    if state is None:
-        state = run.init(jax.random.key(config.seed))
-    first = int(jax.device_get(state.step))
-    log = Log(config, folder, first, total, show)
     metrics: dict[str, float] = {}
-    with log:
-        for step in range(first, total):
-            if run.prune is not None and step == run.warmup * feed.steps:
-                state = run.prune(state, _scored(config, dataset, mesh))
-            batch = feed(step)
-            with jax.transfer_guard("disallow"):
-                state, loss = run.step(state, batch)
-            log.step(step + 1, loss)
-            if (step + 1) % feed.steps == 0:
-                metrics = _evaluate(run, state, dataset, mesh)
-                log.write(step + 1, metrics)
-            if (step + 1) % config.checkpoints.every == 0 or step + 1 == total:
-                keeper.save(state, step + 1)
-    keeper.close()
+    with contextlib.closing(keeper):
+        state = keeper.restore(run.shapes)
+        if state is None:
+            state = run.init(jax.random.key(config.seed))
+        first = int(jax.device_get(state.step))
+        with Log(config, folder, first, total, show) as log:
+            for step in range(first, total):
+                if run.prune is not None and step == run.warmup * feed.steps:
+                    state = run.prune(state, _scored(config, dataset, mesh))
+                batch = feed(step)
+                with jax.transfer_guard("disallow"):
+                    state, loss = run.step(state, batch)
+                log.step(step + 1, loss)
+                if (step + 1) % feed.steps == 0:
+                    metrics = _evaluate(run, state, dataset, mesh)
+                    log.write(step + 1, metrics)
+                if (step + 1) % config.checkpoints.every == 0 or step + 1 == total:
+                    keeper.save(state, step + 1)
     metrics = metrics or _evaluate(run, state, dataset, mesh)
     return Outcome(state, run.mask(state), metrics)
 

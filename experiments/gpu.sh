@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Trains one network on GPUs: those of this host, or of many under SLURM (docs/gpu.md).
+#
+#   experiments/gpu.sh [--dry-run] CONFIG [OPTIONS of experiments.run ...]
+#
+# NODES and GPUS (of each node) in the environment start one process a GPU by srun.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+dry=
+if [[ ${1:-} == --dry-run ]]; then dry=1; shift; fi
+if (($# == 0)) || [[ $1 == -* ]]; then
+  echo "usage: gpu.sh [--dry-run] CONFIG [OPTIONS]" >&2
+  exit 2
+fi
+
+command=("${PYTHON:-python}" -m experiments.run "$@")
+if [[ ${NODES:-} ]]; then
+  command=(srun "--nodes=$NODES" "--gpus-per-node=${GPUS:-8}"
+    "--ntasks-per-node=${GPUS:-8}" "${command[@]}" --parallel.distributed)
+fi
+
+printf '%q ' "${command[@]}"
+echo
+if [[ ! $dry ]]; then exec "${command[@]}"; fi
