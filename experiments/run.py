@@ -105,7 +105,7 @@ def run_scaled(config: Scaled, dataset: Dataset, workdir: pathlib.Path) -> None:
         results.write(workdir / f"started-{time.time_ns()}.json", f"{text}\n".encode())
     try:
         found = scale.train(config, dataset, workdir, show=leads)
-    except (scale.CheckpointError, ValueError) as error:
+    except scale.CheckpointError as error:
         sys.exit(str(error))
     if leads:
         text = json.dumps(found.metrics, indent=2)

@@ -145,6 +145,39 @@ def test_the_mask_is_what_snip_removes_from_the_initial_network(trained, dataset
     )
 
 
+# One of each way to find a mask, and each optimizer and forward pass that prunes.
+METHODS = """
+    random drive prospr k_starts_dissipating set granet ac_dc gradual_n_m sr_ste
+    random_dropout
+""".split()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_kind_of_method_keeps_the_types_of_the_state_on_a_mesh(method, dataset):
+    config = dataclasses.replace(
+        MOVING, method=method, pruning=Pruning(rounds=2), epochs=10
+    )
+    mesh = _mesh.mesh_of(FULLY)
+    net = network(config.model, dataset.image_shape, dataset.classes)
+    feed = Feed(dataset.train, mesh, 64, 2, 0)
+    run = programs(config, net, dataset, mesh, feed.steps)
+
+    def types(tree):
+        return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+    after, _ = jax.eval_shape(run.step, run.shapes, feed(0))
+    assert types(after) == types(run.shapes)
+    if run.prune is not None:
+        scored = data.Split(
+            jax.ShapeDtypeStruct((20, 8, 8, 1), jnp.uint8),
+            jax.ShapeDtypeStruct((20,), jnp.int32),
+        )
+        pruned = jax.eval_shape(run.prune, run.shapes, scored)
+        assert types(pruned) == types(run.shapes)
+    mask = jax.eval_shape(run.mask, run.shapes)
+    assert {leaf.dtype for leaf in jax.tree.leaves(mask)} == {jnp.dtype(bool)}
+
+
 def test_bfloat16_computes_and_float32_is_kept(dataset):
     mesh = _mesh.mesh_of(Parallel())
 
