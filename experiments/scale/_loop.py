@@ -74,12 +74,13 @@ def train(
             for step in range(first, total):
                 if run.prune is not None and step == run.warmup * feed.steps:
                     state = run.prune(state, _scored(config, dataset, mesh))
-                with jax.transfer_guard("disallow"):  # What moves is asked to.
-                    state, loss = run.step(state, feed(step))
+                batch = feed(step)
+                with jax.transfer_guard("disallow"):
+                    state, loss = run.step(state, batch)
                     log.step(step + 1, loss)
-                    if (step + 1) % feed.steps == 0:
-                        metrics = _evaluate(run, state, dataset, mesh)
-                        log.write(step + 1, metrics)
+                if (step + 1) % feed.steps == 0:
+                    metrics = _evaluate(run, state, dataset, mesh)
+                    log.write(step + 1, metrics)
                 if (step + 1) % config.checkpoints.every == 0 or step + 1 == total:
                     keeper.save(state, step + 1)
     metrics = metrics or _evaluate(run, state, dataset, mesh)
