@@ -48,6 +48,10 @@ def row_mask(
       >>> jp.row_mask(scores, 0.5)
       {'w': Array([[False,  True],
              [ True, False]], dtype=bool)}
+
+    References:
+      Sun et al., `A Simple and Effective Pruning Approach for Large Language Models
+      <https://arxiv.org/abs/2306.11695>`_, ICLR 2024, Section 3.
     """
     _checks.check_floating(scores, "scores")
     _checks.check_no_nans(scores, "scores")
