@@ -49,6 +49,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_execution_show_tb = True
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # Generated tables and lists link to the reference.
 nb_kernel_rgx_aliases = {".*": "python3"}
 _cache = pathlib.Path(tempfile.gettempdir()) / f"jaxprune-docs-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
