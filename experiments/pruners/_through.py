@@ -22,10 +22,14 @@ def through(forward: Forward) -> Factory:
 
 
 def _largest(params: Any, sparsity: Any, key: jax.Array, *, times: int = 1) -> Any:
-    """The largest weights of all layers, ``times`` as many as the sparsity leaves."""
+    """The largest weights of each layer, ``times`` as many as the sparsity leaves.
+
+    By one threshold for all layers some would be empty from the start, and what is
+    empty lets no gradient through.
+    """
     del key
     removed = jax.numpy.maximum(1 - times * (1 - sparsity), 0)
-    return jp.global_mask(jp.magnitude(params), removed)
+    return jp.layerwise_mask(jp.magnitude(params), removed)
 
 
 def _two_of_four(params: Any, sparsity: Any, key: jax.Array) -> Any:
