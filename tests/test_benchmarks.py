@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,9 +27,7 @@ from experiments.config import Model
 from experiments.models import network
 
 SMALL = {"batch_size": 4, "widths": (8, 16, 10), "channels": 4, "side": 8}
-each_network = pytest.mark.parametrize(
-    "network", ["mlp", pytest.param("resnet", marks=pytest.mark.slow)]
-)
+MLP = Networks(names=("mlp",), **SMALL)
 
 
 def test_selection_methods_keep_as_many(monkeypatch, capsys):
@@ -47,9 +46,19 @@ def test_selection_methods_keep_as_many(monkeypatch, capsys):
     assert "np.partition" in capsys.readouterr().out
 
 
-@each_network
-def test_scoring_times_every_score(network, monkeypatch, capsys):
-    options = scoring.Options(rounds=1, networks=Networks(names=(network,), **SMALL))
+def test_the_networks_are_what_they_say_and_can_be_trained():
+    mlp, resnet = Networks(**SMALL).build()
+    assert "8-16-10, 314 weights, batches of 4" in mlp.description
+    assert resnet.name == "ResNet-8" and "4 to 16 channels" in resnet.description
+    for problem in (mlp, resnet):
+        gradient = jax.eval_shape(
+            jax.grad(problem.loss), problem.params, *problem.batch
+        )
+        chex.assert_trees_all_equal_shapes(gradient, problem.params)
+
+
+def test_scoring_times_every_score(monkeypatch, capsys):
+    options = scoring.Options(rounds=1, networks=MLP)
     rows = scoring.measure(options)
     assert rows[0].score == "jax.grad" and rows[0].gradients == 1
     assert [row.score for row in rows if row.bars] == ["snip", "all measures"]
@@ -59,10 +68,8 @@ def test_scoring_times_every_score(network, monkeypatch, capsys):
     assert "in gradients" in capsys.readouterr().out
 
 
-@each_network
-def test_step_times_every_transform(network, monkeypatch, capsys):
-    networks = Networks(names=(network,), **SMALL)
-    options = step.Options(runs=2, every=3, networks=networks)
+def test_step_times_every_transform(monkeypatch, capsys):
+    options = step.Options(runs=2, every=3, networks=MLP)
     rows = step.measure(options)
     assert rows[0].step == "dense" and rows[0].ratio == 1
     barred = ["keep_sparse", "sparse", "gradual, off", "gradual, amortised"]

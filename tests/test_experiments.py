@@ -57,7 +57,12 @@ def small(name: str) -> Config:
         data=Data("digits", train_size=32, test_size=50, augment=config.data.augment),
         model=model,
         pruning=dataclasses.replace(
-            config.pruning, methods=("snip",), sparsities=(0.9,)
+            config.pruning,
+            methods=("snip",),
+            sparsities=(0.9,),
+            checked=tuple(m for m in config.pruning.checked if m in ("snip", "imp")),
+            imp_fraction=0.8,
+            rounds=2,
         ),
         seeds=2,
         epochs=2,  # One of them may be a warm-up.
