@@ -114,7 +114,7 @@ def _row(
     ratios = spent / dense[: len(spent)]
     if step in _EVERY_STEP:
         is_due = np.ones_like(is_due)
-    if step.startswith("dense"):
+    if step.startswith(("dense", "static")):
         is_due = np.zeros_like(is_due)
 
     def median(x: np.ndarray) -> float:
