@@ -159,8 +159,7 @@ def _in_rounds(
         scores, prior = scored(mask)
         _checks.check_floating(scores, "scores")
         _checks.check_like(scores, params, "scores", "params")
-        with precision_of(scores):
-            nans = [jnp.any(jnp.isnan(s)) for s in jax.tree.leaves(scores)]
+        nans = [jnp.any(jnp.isnan(s)) for s in jax.tree.leaves(scores)]
         return (
             keep_at_most(scores, keep, flags, prior),
             ok & ~jnp.any(jnp.stack(nans)),
@@ -170,7 +169,9 @@ def _in_rounds(
         jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), params),
         jnp.bool_(True),
     )
-    (mask, ok), _ = jax.lax.scan(round_, start, jax.tree.map(jnp.asarray, counts))
+    # The whole loop in the scores' precision: batched and compiled in there, too.
+    with precision_of(jax.eval_shape(lambda mask: scored(mask)[0], start[0])):
+        (mask, ok), _ = jax.lax.scan(round_, start, jax.tree.map(jnp.asarray, counts))
     if _checks.is_concrete(ok) and not ok:
         raise ValueError(
             "scores became NaN in one of the rounds. For synflow on a deep net pass "

@@ -256,6 +256,8 @@ def synflow(apply_fn: Callable[..., Any], *, dtype: Any = None) -> ScoreFn:
       apply_fn: ``apply_fn(params, *inputs) -> outputs``, any tree of floating outputs.
       dtype: a floating dtype to compute in, for example ``jnp.float64``, which works
         where x64 is off as well, under ``jit`` too. By default that of the parameters.
+        (JAX forms the gradient of max pooling while it compiles: jitted by you, such a
+        model needs the call to stand inside ``with jax.enable_x64(True):``.)
 
     Returns:
       A score function ``score(params, *inputs)``: of the floating inputs only shape and

@@ -47,6 +47,45 @@ def test_one_round_is_one_shot():
     chex.assert_trees_all_equal(ours, once)
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+def test_rounds_in_double_precision_serve_max_pooling(mapped):
+    """Its gradient is formed while JAX batches and compiles, and must be double too."""
+
+    def apply_fn(params, x):
+        pooled = jax.lax.reduce_window(
+            x @ params["in"], -jnp.inf, jax.lax.max, (1, 2), (1, 2), "VALID"
+        )
+        return pooled @ params["out"]
+
+    def find(params):
+        score = jp.synflow(apply_fn, dtype=jnp.float64)
+        return jp.iterative_mask(score, params, X[:1], sparsity=0.5, rounds=2)
+
+    params = normal(0, **{"in": (8, 12), "out": (6, 3)})
+    if mapped:
+        seeds = jax.tree.map(lambda p: p[None], params)
+        mask = jax.tree.map(lambda m: m[0], jax.vmap(find)(seeds))
+    else:
+        mask = find(params)
+    # By hand: a path from x_i to output j runs through the larger of two columns.
+    a, b = (np.abs(np.asarray(params[n], np.float64)) for n in ("in", "out"))
+    size = a.size + b.size
+    kept_a, kept_b = np.ones(a.shape, bool), np.ones(b.shape, bool)
+    for keep in (round(size * 0.5**0.5), size // 2):
+        wa, wb = a * kept_a, b * kept_b
+        sums = wa.sum(0)
+        wins = np.repeat(sums.reshape(6, 2).argmax(1), 2) == np.tile([0, 1], 6)
+        score_a = wa * (wins * np.repeat(wb.sum(1), 2))
+        score_b = wb * np.where(wins, sums, 0).reshape(6, 2).sum(1)[:, None]
+        flat = np.concatenate([score_a.ravel(), score_b.ravel()])
+        alive = np.concatenate([kept_a.ravel(), kept_b.ravel()])
+        chosen = np.zeros(size, bool)
+        chosen[np.argsort(-np.where(alive, flat, -1), kind="stable")[:keep]] = True
+        kept_a, kept_b = chosen[:96].reshape(a.shape), chosen[96:].reshape(b.shape)
+    np.testing.assert_array_equal(mask["in"], kept_a)
+    np.testing.assert_array_equal(mask["out"], kept_b)
+
+
 def test_a_hundred_rounds_of_synflow_trace_once():
     traces = []
 

@@ -22,7 +22,7 @@ PRUNERS: dict[str, Factory] = {
     "magnitude": _before.one_shot(lambda frozen: jp.magnitude),
     "snip": _before.one_shot(lambda frozen: jp.snip(frozen.loss)),
     "grasp": _before.one_shot(_before.grasp),
-    "synflow": _before.iterative(_before.synflow),
+    "synflow": _before.synflow,
     "biased_loss": _before.one_shot(lambda frozen: jp.biased_loss(frozen.loss)),
     "gradient_preservation": _before.one_shot(
         lambda frozen: jp.gradient_preservation(frozen.loss)

@@ -233,9 +233,17 @@ def erk_mask(
     return jp.layerwise_mask(jp.random(key)(params), jp.erk(params, sparsity))
 
 
-def synflow(frozen: Frozen) -> Score:
+def synflow(config: Pruning, network: Network, steps: int) -> Pruner:
     """In double precision: its sums over paths overflow in deep networks."""
-    return jp.synflow(frozen.logits, dtype=jnp.float64)
+    pruner = iterative(lambda frozen: jp.synflow(frozen.logits, dtype=jnp.float64))(
+        config, network, steps
+    )
+
+    def find(*args: Any, **options: Any) -> Any:
+        with jax.enable_x64(True):  # Compiled in there, max pooling and all.
+            return pruner.find(*args, **options)
+
+    return pruner._replace(find=find)
 
 
 def prospr(frozen: Frozen) -> Score:
