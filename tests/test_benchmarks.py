@@ -213,8 +213,6 @@ def test_a_pods_programs_meet_their_bars_on_eight_devices(
 ):
     """The bars of the 8 and 70 billion, on a net that compiles in seconds."""
     out = tmp_path / "pod.json"
-    quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    monkeypatch.setenv("XLA_FLAGS", quick)
     options = pod.Options(("tiny",), (8,), model_shards=4, out=str(out))
     rows = {row.program: row for row in pod.measure(options)}
     assert {"dense step", "snip", "masked step", "rigl step"} < set(rows)
@@ -287,8 +285,6 @@ def test_collectives_are_counted_by_kind_type_and_turns():
 
 @pytest.mark.slow
 def test_scaling_cuts_work_over_devices_and_times_every_step(monkeypatch, capsys):
-    quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    monkeypatch.setenv("XLA_FLAGS", quick)
     monkeypatch.setitem(scaling.PUBLISHED, "vgg13", TINY)
     tiny = {"batch_size": 4, "side": 8, "seeds": 2, "rounds": 1}
     tiny |= {"networks": ("vgg13",), "dtypes": ("bfloat16",)}

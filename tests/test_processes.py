@@ -20,7 +20,9 @@ def start(job, count, devices, folder):
     with socket.socket() as found:
         found.bind(("localhost", 0))
         port = found.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = (
+        f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    )
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     given = [sys.executable, "-m", "tests.processes", job]
     started = [
