@@ -494,11 +494,6 @@ BAD_CALLS = {
         TypeError,
         "key must be a random key",
     ),
-    "sparse_mup, traced sparsity": (
-        _jit(lambda s: jp.sparse_mup(PARAMS, s, hidden=jp.matrices).output),
-        TypeError,
-        "known while tracing.*traced value for dense/kernel",
-    ),
     "sparse_mup, traced base": (
         _jit(
             lambda s: (

@@ -1,0 +1,24 @@
+"""Sparse µP: hyper-parameters of the dense network at every density, on digits.
+
+Random masks in the two hidden matrices of a multilayer perceptron, which has no
+normalisation that would hide the scale of its weights. "static" is random too, with
+the layers' densities by ERK, and no multipliers; "neither" is sparse µP without them.
+
+Run: python -m experiments.run digits_mup
+"""
+
+from experiments.config import Config, Data, Model, Pruning
+
+config = Config(
+    data=Data("digits"),
+    model=Model("lenet", widths=(256, 256, 256)),
+    pruning=Pruning(
+        methods=("static", "sparse_mup"),
+        sparsities=(0.75, 0.9, 0.97),
+        ablated=("sparse_mup",),
+        check_sparsity=0.97,
+    ),
+    over_seeds="vmap",
+    epochs=10,
+    learning_rate=0.05,
+)
