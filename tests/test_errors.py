@@ -545,11 +545,6 @@ BAD_CALLS = {
         "min_keep must be.*-1",
     ),
     "erk, traced": (_jit(lambda s: jp.erk(PARAMS, s)), TypeError, "outside jit"),
-    "iterative_mask, traced": (
-        _jit(lambda s: jp.iterative_mask(jp.magnitude, PARAMS, sparsity=s, rounds=2)),
-        TypeError,
-        "sparsity must be a Python number",
-    ),
     "force_mask, traced rounds": (
         _jit(lambda r: jp.force_mask(_loss, PARAMS, X, sparsity=0.5, rounds=r)),
         TypeError,

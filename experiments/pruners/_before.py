@@ -67,14 +67,14 @@ def one_shot(score: Callable[[Frozen], Score], *, trained: bool = False) -> Fact
 
 
 def compiled(
-    choose: Callable[[Frozen, Any, Split, float, bool], Any], *, trained: bool = False
+    choose: Callable[[Frozen, Any, Split, Any, bool], Any], *, trained: bool = False
 ) -> Factory:
     """Lets ``choose(frozen, params, batch, sparsity, inverted)`` make the mask."""
 
     def factory(config: Pruning, network: Network, steps: int) -> Pruner:
         del steps
 
-        @functools.partial(jax.jit, static_argnames=("sparsity", "inverted"))
+        @functools.partial(jax.jit, static_argnames="inverted")
         def find(
             key: jax.Array,
             params: Any,
@@ -97,7 +97,7 @@ def iterative(
     """Scores and prunes in rounds; unless ``whole``, the score sees one image only."""
 
     def choose(
-        frozen: Frozen, params: Any, batch: Split, sparsity: float, inverted: bool
+        frozen: Frozen, params: Any, batch: Split, sparsity: Any, inverted: bool
     ) -> Any:
         plain = score(frozen)
         return jp.iterative_mask(
@@ -119,7 +119,7 @@ def drive(**options: Any) -> Factory:
 
 
 def force(
-    frozen: Frozen, params: Any, batch: Split, sparsity: float, inverted: bool
+    frozen: Frozen, params: Any, batch: Split, sparsity: Any, inverted: bool
 ) -> Any:
     """SNIP in rounds in which removed weights may come back."""
 
@@ -144,7 +144,7 @@ def dense(config: Pruning, network: Network, steps: int) -> Pruner:
 
 
 def blocks(
-    frozen: Frozen, params: Any, batch: Split, sparsity: float, inverted: bool
+    frozen: Frozen, params: Any, batch: Split, sparsity: Any, inverted: bool
 ) -> Any:
     """Removes the smallest blocks of 4x4 weights of the layers that they divide."""
     del frozen, batch
@@ -213,6 +213,11 @@ def sparse_mup(*, init: bool = True, learning_rate: bool = True) -> Factory:
     def factory(config: Pruning, network: Network, steps: int) -> Pruner:
         del config, steps
         shapes, _ = jax.eval_shape(network.init, jax.random.key(0))
+        if not any(jax.tree.leaves(_HIDDEN(shapes))):
+            raise ValueError(
+                "sparse_mup prunes the layers between the first and the last, and this "
+                "network has none: give --model.widths one more."
+            )
 
         def draw(key: jax.Array, params: Any, sparsity: float) -> tuple[Any, Any]:
             if init:
