@@ -1,9 +1,8 @@
 """Trained networks, pruned and not trained again, on scikit-learn's handwritten digits.
 
 Magnitude, Wanda and SparseGPT, each with as many weights of every layer removed, and
-with 2 of every 4 inputs kept, in LeNet-300-100. They see 50 training images of each
-class, without labels. Pixels at the border are nearly always 0: what is multiplied by
-them costs magnitude weights, and the other two nothing.
+with 2 of every 4 inputs kept, in LeNet-300-100. The latter two read 50 training images
+of each class, without labels.
 
 Run: python -m experiments.run digits_post_training
 """
