@@ -207,7 +207,8 @@ def _layout(leaf: jax.Array) -> tuple[tuple[int, ...], int] | None:
 
     The longest axis of d entries is split into (g, d / g), and the inner part walked.
     Device boundaries may cut the outer part only, so g is a multiple of 8 if d is, of
-    more if d is long, and of the shards where an Explicit mesh tells their number.
+    more if d is long or the mesh large, and of the shards where an Explicit mesh tells
+    their number.
     """
     if leaf.size < _SMALL:
         return None
@@ -223,7 +224,10 @@ def _layout(leaf: jax.Array) -> tuple[tuple[int, ...], int] | None:
     outer = math.lcm(shards, math.gcd(shape[axis], 8))
     if shape[axis] % outer:
         outer = shards
-    while shape[axis] % (2 * outer) == 0 and shape[axis] // (2 * outer) >= _WALKED:
+    most = _most_shards(leaf)
+    while shape[axis] % (2 * outer) == 0:
+        if shape[axis] // (2 * outer) < (_SHORTEST if outer < most else _WALKED):
+            break
         outer *= 2
     inner = shape[axis] // outer
     if inner < _SHORTEST:
@@ -237,6 +241,13 @@ def _shards(leaf: jax.Array, axis: int) -> int:
     names = names if isinstance(names, tuple) else (names,)
     mesh = jax.typeof(leaf).sharding.mesh
     return math.prod(mesh.shape[name] for name in names if isinstance(name, str))
+
+
+def _most_shards(leaf: jax.Array) -> int:
+    """How many shards an axis may be cut into by the compiler, on a mesh of Auto."""
+    mesh = jax.typeof(leaf).sharding.mesh
+    axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return math.prod(mesh.shape[name] for name, kind in axes if kind == AxisType.Auto)
 
 
 def _spec(leaf: jax.Array) -> tuple[Any, ...]:
