@@ -281,6 +281,7 @@ def synflow(config: Pruning, network: Network, steps: int) -> Pruner:
     )
 
     def find(*args: Any, **options: Any) -> Any:
+        assert pruner.find is not None
         with jax.enable_x64(True):  # Compiled in there, max pooling and all.
             return pruner.find(*args, **options)
 
