@@ -129,6 +129,8 @@ def _run(lab: Lab, run: Run, on_epoch: Callable[[], None]) -> Result:
 def _start(lab: Lab, run: Run) -> Start:
     """What a row is trained from."""
     pruner = lab.pruner(run.method, run.variant)
+    if pruner.finish is not None:
+        return starts.finished(lab, pruner.finish, run.sparsity)
     if run.method == "imp":
         targets = {row.sparsity for row in plan(lab.config) if row.method == "imp"}
         start = starts.rewound(lab, run.sparsity, targets)

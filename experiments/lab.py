@@ -40,6 +40,7 @@ class Lab:
       trainer: the compiled programs.
       pruners: those made so far: one object each, as it holds what is compiled.
       tickets: the links of the one chain of iterative pruning, once it was run.
+      ended: what `trained` returned, once it was asked.
     """
 
     config: Config
@@ -53,6 +54,7 @@ class Lab:
     trainer: Trainer
     pruners: dict[tuple[str, str], Pruner] = dataclasses.field(default_factory=dict)
     tickets: dict[float, Link] = dataclasses.field(default_factory=dict)
+    ended: tuple[State, list[Metrics]] | None = None
 
     @property
     def whole(self) -> Any:
@@ -75,6 +77,13 @@ class Lab:
             made = factory(self.config.pruning, self.network, steps)
             self.pruners[method, variant] = made
         return self.pruners[method, variant]
+
+    def trained(self) -> tuple[State, list[Metrics]]:
+        """The dense networks after all epochs; trained when first asked for."""
+        if self.ended is None:
+            epochs = range(self.config.epochs)
+            self.ended = self.train(self.dense.recipe, self.whole, epochs)
+        return self.ended
 
     def init(self, keys: jax.Array) -> tuple[Any, Any]:
         """Draws parameters, and the statistics that go with them."""

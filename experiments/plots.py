@@ -49,6 +49,13 @@ _NAMES = {
     "force": "FORCE",
     "prospr": "ProsPr",
     "iterative_snip": "iterative SNIP",
+    "sparse_mup": "sparse µP",
+    "magnitude_after": "magnitude, after training",
+    "wanda": "Wanda",
+    "sparse_gpt": "SparseGPT",
+    "magnitude_n_m": "magnitude 2:4, after training",
+    "wanda_n_m": "Wanda 2:4",
+    "sparse_gpt_n_m": "SparseGPT 2:4",
 }
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from experiments import configs, results
+from experiments.config import POST_TRAINING
 from experiments.results import mean_and_std
 from experiments.rounds import VERDICTS
 
@@ -103,6 +104,12 @@ def _comparison(found: Mapping[str, Any]) -> list[str]:
             else ".\n"
         )
     )
+    late = [f"`{m}`" for m in methods if m in POST_TRAINING]
+    if late:
+        note += (
+            f"{', '.join(late)}: trained networks, pruned and evaluated as they are "
+            "then. No training follows, and *pruned in* is what pruning takes.\n"
+        )
     parts = [table, note, *_fitness(plain.values())]
     variants = [r for r in rows if r.get("variant")]
     if not variants:

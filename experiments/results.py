@@ -32,7 +32,8 @@ class Result:
       score_seconds: median time to score one network and select its mask, after
         compilation; None where there is nothing to score before training.
       pruning_seconds: everything that one network takes before its last training: warm-
-        up, score and mask; all earlier rounds of iterative pruning.
+        up, score and mask; all earlier rounds of iterative pruning. Of methods that
+        prune trained networks, what they take after it.
       train_seconds: of all seeds together, with compilation where it fell due.
       seconds: all of it, for all seeds.
       density: fraction kept of each prunable layer, averaged over seeds.

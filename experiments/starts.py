@@ -12,6 +12,7 @@ import numpy as np
 
 import jaxprune as jp
 from experiments import imp
+from experiments.data import Split
 from experiments.imp import Link
 from experiments.lab import Keys, Lab
 from experiments.pruners import Settling
@@ -115,22 +116,56 @@ def settled(lab: Lab, settling: Settling) -> Start:
 
 def scored(lab: Lab, start: Start, find: Callable[..., Any], sparsity: float) -> Start:
     """Finds the masks of all seeds, one network at a time, and times it."""
-    masks, seconds = [], []
-    for seed, batch in enumerate(lab.batches):
-        one = jax.tree.map(lambda x, i=seed: x[i], (start.params, start.stats))
-        found = functools.partial(find, lab.keys.masks[seed], *one, batch, sparsity)
-        if seed == 0:  # Compiles.
-            jax.block_until_ready(found())
-        began = time.perf_counter()
-        masks.append(jax.block_until_ready(found()))
-        seconds.append(time.perf_counter() - began)
-    median = statistics.median(seconds)
+
+    def found(seed: int, params: Any, stats: Any, batch: Split) -> Any:
+        return find(lab.keys.masks[seed], params, stats, batch, sparsity)
+
+    mask, median = _one_by_one(lab, found, start.params, start.stats)
     return start._replace(
-        mask=jax.tree.map(lambda *m: jnp.stack(m), *masks),
+        mask=mask,
         opt_state=None,
         score_seconds=median,
         pruning_seconds=start.pruning_seconds + median,
     )
+
+
+def finished(lab: Lab, finish: Callable[..., Any], sparsity: float) -> Start:
+    """The trained networks, pruned; their last epoch's accuracies are those after."""
+    state, history = lab.trained()
+
+    def found(seed: int, params: Any, stats: Any, batch: Split) -> Any:
+        del seed
+        return finish(params, stats, batch, sparsity)
+
+    (params, mask), median = _one_by_one(lab, found, state.params, state.stats)
+    validation, test = lab.trainer.accuracies(params, state.stats, lab.dataset)
+    last = history[-1]._replace(
+        validation=validation, test=test, sparsity=jax.vmap(jp.sparsity)(mask, params)
+    )
+    return Start(
+        mask=mask,
+        params=params,
+        stats=state.stats,
+        history=(*history[:-1], jax.device_get(last)),
+        first=lab.config.epochs,
+        score_seconds=median,
+        pruning_seconds=median,
+    )
+
+
+def _one_by_one(
+    lab: Lab, found: Callable[..., Any], params: Any, stats: Any
+) -> tuple[Any, float]:
+    """Stacks ``found(seed, params, stats, batch)``; also the median of its seconds."""
+    every, seconds = [], []
+    for seed, batch in enumerate(lab.batches):
+        one = jax.tree.map(lambda x, i=seed: x[i], (params, stats))
+        if seed == 0:  # Compiles.
+            jax.block_until_ready(found(seed, *one, batch))
+        began = time.perf_counter()
+        every.append(jax.block_until_ready(found(seed, *one, batch)))
+        seconds.append(time.perf_counter() - began)
+    return jax.tree.map(lambda *x: jnp.stack(x), *every), statistics.median(seconds)
 
 
 def rewound(lab: Lab, sparsity: float, targets: set[float]) -> Start:

@@ -5,6 +5,7 @@ optimizer state included, so nothing is compiled again from one run to the next.
 denotes the number of seeds.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -46,11 +47,13 @@ class Trainer(NamedTuple):
       epoch: ``epoch(recipe, state, keys, sparsity, dataset) -> (state, metrics)``; the
         state is donated.
       mask: ``mask(recipe, state, keys, sparsity)``, of the networks as they are run.
+      accuracies: ``accuracies(params, stats, dataset) -> (validation, test)``.
     """
 
     start: Callable[..., State]
     epoch: Callable[..., tuple[State, Metrics]]
     mask: Callable[..., Any]
+    accuracies: Callable[..., tuple[jax.Array, jax.Array]]
 
 
 def optimizer_of(config: Config | Scaled, steps: int) -> optax.GradientTransformation:
@@ -184,6 +187,11 @@ def trainer(config: Config, network: Network, steps: int) -> Trainer:
         jax.jit(start, static_argnames="recipe"),
         jax.jit(epoch, static_argnames="recipe", donate_argnames="state"),
         jax.jit(mask, static_argnames="recipe"),
+        jax.jit(
+            lambda params, stats, dataset: over_seeds(
+                functools.partial(accuracies, dataset=dataset)
+            )(params, stats)
+        ),
     )
 
 

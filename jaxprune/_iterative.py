@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from jaxprune import _checks, _wide, measures
 from jaxprune._flow import Flow, gradient_flow
-from jaxprune._masks import apply_mask, keep_at_most
+from jaxprune._masks import apply_mask, keep_at_most, keep_count
 from jaxprune._precision import precision_of
 from jaxprune._prunable import matrices, select_prunable
 from jaxprune._schedules import exponential_schedule
-from jaxprune._types import LossFn, Mask, Params, Prunable, Real, ScoreFn
+from jaxprune._types import LossFn, Mask, Params, Prunable, ScoreFn
 from jaxprune._wide import Wide
 
 
@@ -19,7 +19,7 @@ def iterative_mask(
     score_fn: ScoreFn,
     params: Params,
     *batch: Any,
-    sparsity: Real,
+    sparsity: Any,
     rounds: int,
     prunable: Prunable = matrices,
 ) -> Mask:
@@ -37,8 +37,9 @@ def iterative_mask(
         rounds, `snip` for iterative SNIP, or your own.
       params: the weights.
       *batch: handed to ``score_fn`` in every round.
-      sparsity: fraction of prunable weights removed in the end, a Python number in
-        [0, 1).
+      sparsity: fraction of prunable weights removed in the end, in [0, 1). It may be
+        traced: under ``jit`` one program then prunes to any, with the counts of all
+        rounds but the last in float32.
       rounds: how often to score, at least 1.
       prunable: which leaves take part.
 
@@ -48,7 +49,7 @@ def iterative_mask(
     Raises:
       ValueError: if ``sparsity`` or ``rounds`` is out of range, nothing is prunable,
         or, outside ``jit``, a score in any round is NaN.
-      TypeError: if a leaf is not floating, or ``sparsity`` or ``rounds`` is traced.
+      TypeError: if a leaf is not floating, or ``rounds`` is traced.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -73,7 +74,7 @@ def force_mask(
     loss_fn: LossFn,
     params: Params,
     *batch: Any,
-    sparsity: Real,
+    sparsity: Any,
     rounds: int,
     measure: measures.Measure = measures.loss_preservation,
     prunable: Prunable = matrices,
@@ -93,8 +94,9 @@ def force_mask(
       loss_fn: ``loss_fn(params, *batch) -> loss``, a scalar averaged over the batch.
       params: the weights.
       *batch: handed to ``loss_fn`` in every round.
-      sparsity: fraction of prunable weights removed in the end, a Python number in
-        [0, 1).
+      sparsity: fraction of prunable weights removed in the end, in [0, 1). It may be
+        traced: under ``jit`` one program then prunes to any, with the counts of all
+        rounds but the last in float32.
       rounds: how often to score, at least 1.
       measure: a measure of a `Flow`, from `jaxprune.measures` or your own.
       prunable: which leaves take part.
@@ -106,8 +108,8 @@ def force_mask(
     Raises:
       ValueError: if ``sparsity`` or ``rounds`` is out of range, nothing is prunable,
         or, outside ``jit``, a score in any round is NaN.
-      TypeError: if a leaf or the loss is not a floating scalar, or ``sparsity`` or
-        ``rounds`` is traced.
+      TypeError: if a leaf or the loss is not a floating scalar, or ``rounds`` is
+        traced.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -137,22 +139,19 @@ def force_mask(
 
 
 def _in_rounds(
-    scored: Any, params: Params, sparsity: Real, rounds: int, prunable: Prunable
+    scored: Any, params: Params, sparsity: Any, rounds: int, prunable: Prunable
 ) -> Mask:
     """Scans over rounds; ``scored(mask)`` gives the scores and the prior to stay in."""
-    for name, value in (("sparsity", sparsity), ("rounds", rounds)):
-        if not _checks.is_python_number(value):
-            raise TypeError(
-                f"{name} must be a Python number here, as the rounds are counted out "
-                f"before they run; got {type(value).__name__}."
-            )
+    if not _checks.is_python_number(rounds):
+        raise TypeError(
+            "rounds must be a Python number, the length of a compiled loop; got "
+            f"{type(rounds).__name__}."
+        )
     _checks.check_floating(params, "params")
     flags = select_prunable(params, prunable)
     leaves = jax.tree.leaves(params)
     size = sum(p.size for p, flag in zip(leaves, flags, strict=True) if flag)
-    schedule = exponential_schedule(sparsity, rounds)
-    counts = [size - round(schedule(r) * size) for r in range(1, rounds)]
-    counts = _wide.wide([*counts, size - round(sparsity * size)])
+    counts = _keep_counts(sparsity, rounds, size)
 
     def round_(state: tuple[Mask, jax.Array], keep: Wide) -> Any:
         mask, ok = state
@@ -178,6 +177,16 @@ def _in_rounds(
             "dtype=jnp.float64; else look for a loss that overflows or divides by zero."
         )
     return mask
+
+
+def _keep_counts(sparsity: Any, rounds: int, size: int) -> Wide:
+    """How many of ``size`` weights each round keeps, the last one exactly."""
+    schedule = exponential_schedule(sparsity, rounds)
+    if _checks.is_python_number(sparsity):
+        removed = [*map(schedule, range(1, rounds)), sparsity]
+        return _wide.wide([size - round(s * size) for s in removed])
+    removed = jnp.append(schedule(jnp.arange(1, rounds)), sparsity)
+    return jax.vmap(lambda s: keep_count(s, size))(removed)
 
 
 def _order_of(measure: measures.Measure, params: Params) -> int:

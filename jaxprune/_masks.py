@@ -65,7 +65,7 @@ def global_mask(
     flags = _check_scores(scores, prunable, prior)
     chosen, eligible = _prunable_leaves(scores, flags, prior)
     size = sum(leaf.size for leaf in chosen)
-    keep = _keep_count(sparsity, size)
+    keep = keep_count(sparsity, size)
     floor = sum(min(min_keep, leaf.size) for leaf in chosen)
     if _checks.is_python_number(sparsity) and floor > _wide.to_int(keep):
         raise ValueError(
@@ -115,7 +115,7 @@ def layerwise_mask(
     sparsities = broadcast_sparsity(sparsity, scores, flags)
     chosen, eligible = _prunable_leaves(scores, flags, prior)
     counts = [
-        _keep_count(s, leaf.size) for s, leaf in zip(sparsities, chosen, strict=True)
+        keep_count(s, leaf.size) for s, leaf in zip(sparsities, chosen, strict=True)
     ]
     return _assemble(scores, flags, best_of_each(chosen, counts, eligible), prior)
 
@@ -229,7 +229,8 @@ def _prunable_leaves(
     return chosen(scores), None if prior is None else chosen(prior)
 
 
-def _keep_count(sparsity: Any, size: int) -> Wide:
+def keep_count(sparsity: Any, size: int) -> Wide:
+    """How many of ``size`` weights a sparsity keeps, a Python number or traced."""
     if _checks.is_python_number(sparsity):
         return _wide.wide(size - round(float(sparsity) * size))
     return _wide.subtract(_wide.wide(size), _wide.scaled(sparsity, size))

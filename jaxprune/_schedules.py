@@ -51,7 +51,7 @@ def hyperbolic_schedule(sparsity: Real, rounds: int) -> Any:
     return schedule
 
 
-def exponential_schedule(sparsity: Real, rounds: int) -> Any:
+def exponential_schedule(sparsity: Any, rounds: int) -> Any:
     r"""Keeps the same share of what remains in every round.
 
     With target p and n rounds, the fraction removed after round r is
@@ -59,7 +59,7 @@ def exponential_schedule(sparsity: Real, rounds: int) -> Any:
     .. math:: s_r = 1 - (1 - p)^{r / n}.
 
     Args:
-      sparsity: the fraction removed after the last round, in [0, 1).
+      sparsity: the fraction removed after the last round, in [0, 1); it may be traced.
       rounds: the number of rounds, at least 1.
 
     Returns:

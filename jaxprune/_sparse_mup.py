@@ -18,7 +18,8 @@ class SparseMup(NamedTuple):
     """The multipliers of `sparse_mup`.
 
     Attributes:
-      init: for the standard deviation of the initial weights, a tree of Python floats.
+      init: for the standard deviation of the initial weights, a tree of Python floats;
+        of arrays where the sparsity is one.
       learning_rate: for Adam's step, likewise.
       output: for what the output layer gives, one number.
     """
@@ -59,8 +60,8 @@ def sparse_mup(
     Args:
       params: a tree of arrays or ``jax.ShapeDtypeStruct``; only paths, shapes and
         dtypes are read.
-      sparsity: fraction removed of every hidden leaf, in [0, 1), known while tracing: a
-        number, or a tree of numbers, such as `erk` returns.
+      sparsity: fraction removed of every hidden leaf, in [0, 1): a number, which may
+        be traced, or a tree of numbers, such as `erk` returns.
       hidden: which leaves are hidden weights, those whose inputs and outputs both grow
         with the width: ``jp.by_path("layers/[12]/kernel")``. There is no default, as
         shapes do not tell a hidden layer from the first and the last.
@@ -76,7 +77,7 @@ def sparse_mup(
     Raises:
       ValueError: if a sparsity is not in [0, 1), its tree does not match, ``width`` is
         not positive, or ``hidden`` selects nothing.
-      TypeError: if a sparsity is traced.
+      TypeError: if a sparsity is not a number, or ``base_sparsity`` is traced.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxprune as jp
@@ -106,11 +107,11 @@ def sparse_mup(
     flags = select_prunable(params, hidden)
     targets = iter(broadcast_sparsity(sparsity, params, flags))
     factors = []
-    for path, flag in zip(_checks.leaf_paths(params), flags, strict=True):
+    for flag in flags:
         factor = 1.0
         if flag:
-            target = _checks.static_sparsity(next(targets), "sparse_mup", path)
-            factor = float(width * (1.0 - target) / (1.0 - base))
+            factor = width * (1.0 - next(targets)) / (1.0 - base)
+            factor = float(factor) if _checks.is_python_number(factor) else factor
         factors.append(factor)
     restore = jax.tree.structure(params).unflatten
     return SparseMup(

@@ -494,11 +494,6 @@ BAD_CALLS = {
         TypeError,
         "key must be a random key",
     ),
-    "sparse_mup, traced sparsity": (
-        _jit(lambda s: jp.sparse_mup(PARAMS, s, hidden=jp.matrices).output),
-        TypeError,
-        "known while tracing.*traced value for dense/kernel",
-    ),
     "sparse_mup, traced base": (
         _jit(
             lambda s: (
@@ -550,11 +545,6 @@ BAD_CALLS = {
         "min_keep must be.*-1",
     ),
     "erk, traced": (_jit(lambda s: jp.erk(PARAMS, s)), TypeError, "outside jit"),
-    "iterative_mask, traced": (
-        _jit(lambda s: jp.iterative_mask(jp.magnitude, PARAMS, sparsity=s, rounds=2)),
-        TypeError,
-        "sparsity must be a Python number",
-    ),
     "force_mask, traced rounds": (
         _jit(lambda r: jp.force_mask(_loss, PARAMS, X, sparsity=0.5, rounds=r)),
         TypeError,

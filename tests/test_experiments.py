@@ -201,8 +201,9 @@ def test_unknown_config_lists_the_valid_ones(capsys):
         (["--seeds", "0"], ("seeds is 0", "at least 1")),
         (["--pruning.methods", "snap"], ("snap", "snip")),
         (["--batch-size", "5000"], ("batch_size=5000", "1077")),
+        (["--pruning.methods", "wanda"], ("wanda", "--model.convolution=xla")),
     ],
-    ids=["sparsity", "seeds", "method", "batch"],
+    ids=["sparsity", "seeds", "method", "batch", "inputs"],
 )
 def test_bad_options_are_refused_before_training(flags, words, capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:

@@ -104,6 +104,27 @@ def test_a_hundred_rounds_of_synflow_trace_once():
     np.testing.assert_array_equal(fed, read)
 
 
+def test_one_program_prunes_to_any_sparsity():
+    traces = []
+
+    def score(params, x):
+        traces.append(None)
+        return jp.snip(loss_fn)(params, x)
+
+    def find(params, sparsity):
+        return jp.iterative_mask(score, params, X, sparsity=sparsity, rounds=3)
+
+    params, jitted, counts = make_params(), jax.jit(find), []
+    found = {}
+    for sparsity in (0.5, 0.9):
+        found[sparsity] = jitted(params, sparsity)
+        counts.append(len(traces))
+    assert counts[0] == counts[1]
+    for sparsity, mask in found.items():
+        assert 132 - kept(mask) == round(sparsity * 132)
+        chex.assert_trees_all_equal(mask, find(params, sparsity))
+
+
 def test_may_itself_be_jitted():
     params = make_params()
     jitted = jax.jit(

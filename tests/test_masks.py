@@ -31,6 +31,7 @@ BUILDERS = {
     "layerwise, tree": lambda s, p, **kw: jp.layerwise_mask(
         s, jax.tree.map(lambda _: p, s), **kw
     ),
+    "row": jp.row_mask,
 }
 BLOCK = (4, 8)
 BLOCK_BUILDERS = {
@@ -49,6 +50,9 @@ takes_prior = pytest.mark.parametrize(
 
 
 def expected_removed(build, sparsity):
+    if build is jp.row_mask:  # Of every output, along the inputs.
+        rows = [(SHAPES[name][-2], SIZES[name]) for name in PRUNABLE]
+        return sum(round(sparsity * n) * (size // n) for n, size in rows)
     by_leaf = build in [BUILDERS[name] for name in LAYERWISE]
     unit = 32 if build in BLOCK_BUILDERS.values() else 1  # Weights that go together.
     sizes = [SIZES[name] // unit for name in PRUNABLE]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
+from jaxprune.post_training import _sparse_gpt
 
 LAYERS, D, HEADS, K, F = 2, 8, 2, 4, 12
 TOKENS = np.random.default_rng(1).integers(0, 7, (3, 6))
@@ -320,6 +321,27 @@ def test_sparse_gpt_goes_through_a_scanned_transformer_in_order(params):
     np.testing.assert_array_equal(new["embed"], params["embed"])
 
 
+def test_one_layers_products_are_in_memory_at_a_time(monkeypatch):
+    sizes, alive = (13, 17, 19, 3), []
+    weights = {str(i): draw(i, *sizes[i : i + 2]) for i in range(3)}
+    summed = _sparse_gpt._hessian
+
+    def watched(*args):
+        found = summed(*args)
+        shapes = [a.shape for a in jax.live_arrays() if a.ndim > 2]
+        alive.append([s[-1] for s in shapes if s[-1] == s[-2] and s[-1] in sizes])
+        return found
+
+    monkeypatch.setattr(_sparse_gpt, "_hessian", watched)
+    jp.sparse_gpt(
+        lambda p, x: (x @ p["0"] @ p["1"]) @ p["2"],
+        jax.tree.map(jnp.asarray, weights),
+        [draw(9, 30, 13), draw(10, 30, 13)],
+        sparsity=0.5,
+    )
+    assert alive == [[13], [17], [19]]
+
+
 def test_sparse_gpt_prunes_each_of_vmapped_layers_by_itself():
     x, w = draw(0, 3, 20, 8), draw(1, 8, 3, 6)  # The layers stand in the middle.
 
@@ -347,6 +369,10 @@ ERRORS = {
             lambda p, x: jax.lax.fori_loop(0, 2, lambda _, w: w + (x @ w).sum(), p["w"])
         )({"w": W}, X),
         r"No inputs were found.*'w'",
+    ),
+    "sliced": (
+        lambda: jp.wanda(lambda p, x: x[:, :2] @ p["w"][:2])({"w": W}, X),
+        r"'w'.* sliced",
     ),
     "both ways": (
         lambda: jp.wanda(lambda p, x: (x @ p["w"]) @ p["w"].T)({"w": W}, X),

@@ -140,6 +140,60 @@ def test_tickets_start_from_the_saved_weights_bit_for_bit(keep_optimizer, monkey
             assert not np.any(a & ~b)
 
 
+def forward(params, images):
+    """The network by NumPy: the inputs of its layers, and its logits."""
+    x, inputs = np.asarray(images, np.float64).reshape(len(images), -1), []
+    layers = [params["layers"][0], params["layers"][1], params["output"]]
+    for i, layer in enumerate(layers):
+        inputs.append(x)
+        x = x @ np.asarray(layer["kernel"][...]) + np.asarray(layer["bias"][...])
+        x = np.maximum(x, 0) if i < 2 else x
+    return layers, inputs, x
+
+
+def test_wanda_prunes_trained_networks_and_they_are_evaluated_as_they_are(small):
+    start = starts.finished(small, small.pruner("wanda").finish, 0.5)
+    trained, history = small.trained()
+    assert start.first == len(start.history) == len(history) == CONFIG.epochs
+    np.testing.assert_allclose(start.history[-1].sparsity, 0.5, atol=0.01)
+    for seed in range(2):
+        one = jax.tree.map(
+            lambda x, i=seed: x[i], (trained.params, start.mask, start.params)
+        )
+        layers, inputs, _ = forward(one[0], small.batches[seed].images)
+        masks, pruned = (forward(tree, np.zeros((1, 64)))[0] for tree in one[1:])
+        for layer, x, mask, left in zip(layers, inputs, masks, pruned, strict=True):
+            w, kept = (np.asarray(t["kernel"][...]) for t in (layer, mask))
+            score = np.abs(w) * np.linalg.norm(x, axis=0)[:, None]
+            np.testing.assert_array_equal(kept.sum(0), len(w) // 2)
+            least = np.where(kept, score, np.inf).min(0)
+            assert (np.where(kept, 0, score).max(0) <= 1.0001 * least).all()
+            np.testing.assert_array_equal(left["kernel"][...], np.where(kept, w, 0))
+        test = small.dataset.test
+        _, _, logits = forward(one[2], small.dataset.standardise(test.images))
+        right = (logits.argmax(1) == np.asarray(test.labels)).mean()
+        np.testing.assert_allclose(start.history[-1].test[seed], right, atol=1e-6)
+
+
+def test_sparse_mup_scales_hidden_weights_and_their_steps(small):
+    pruner = small.pruner("sparse_mup")
+    start = starts.drawn(small, pruner.draw, 0.75)
+    layers = [
+        (tree["layers"][0], tree["layers"][1], tree["output"])
+        for tree in (small.params, start.params, start.mask)
+    ]
+    for i, (old, new, mask) in enumerate(zip(*layers, strict=True)):
+        scale, kept = (2, 24) if i == 1 else (1, old["kernel"][0].size)
+        np.testing.assert_allclose(new["kernel"][...], scale * old["kernel"][...])
+        np.testing.assert_array_equal(mask["kernel"][...].sum((1, 2)), kept)
+    one = jax.tree.map(lambda x: x[0], start.params)
+    tx = pruner.recipe.wrap(optax.sgd(1.0), jnp.float32(0.75), None)
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, one), tx.init(one), one)
+    for i, layer in enumerate((*updates["layers"].values(), updates["output"])):
+        np.testing.assert_allclose(layer["kernel"][...], -4.0 if i == 1 else -1.0)
+        np.testing.assert_allclose(layer["bias"][...], -1.0)
+
+
 def test_ac_dc_takes_turns_and_ends_sparse():
     config = dataclasses.replace(CONFIG.pruning, every=1, until=0.6)
     tx = PRUNERS["ac_dc"](config, None, 20).recipe.wrap(optax.sgd(0.1), 0.75, None)

@@ -147,8 +147,8 @@ def test_the_mask_is_what_snip_removes_from_the_initial_network(trained, dataset
 
 # One of each way to find a mask, and each optimizer and forward pass that prunes.
 METHODS = """
-    random drive prospr k_starts_dissipating set granet ac_dc gradual_n_m sr_ste
-    random_dropout
+    random drive prospr fisher eoi k_starts_dissipating set granet ac_dc
+    gradual_n_m sr_ste random_dropout
 """.split()
 
 
@@ -241,5 +241,9 @@ def test_what_cannot_be_cut_is_refused(dataset, tmp_path):
         scale.train(dataclasses.replace(CONV, batch_size=640), dataset, tmp_path)
     with pytest.raises(ValueError, match="'imp' trains several networks"):
         dataclasses.replace(CONV, method="imp")
+    with pytest.raises(ValueError, match="'epi' decides between epochs"):
+        dataclasses.replace(CONV, method="epi")
+    with pytest.raises(ValueError, match="'wanda' prunes networks that are trained"):
+        dataclasses.replace(CONV, method="wanda")
     with pytest.raises(ValueError, match=r"checkpoints\.every is 0"):
         dataclasses.replace(CONV, checkpoints=Checkpoints(every=0))

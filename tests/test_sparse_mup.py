@@ -100,6 +100,18 @@ def test_multipliers_by_hand():
     assert mup.output == 0.25
 
 
+def test_a_traced_sparsity_gives_the_same_numbers():
+    params = {"in": jnp.ones((2, 4)), "mid": jnp.ones((4, 4))}
+    find = jax.jit(
+        lambda s: jp.sparse_mup(params, s, hidden=jp.by_path("mid"), width=2),
+    )
+    for sparsity in (0.5, 0.9):
+        mup, left = find(sparsity), 2 * (1 - sparsity)
+        np.testing.assert_allclose(mup.init["mid"], left**-0.5, rtol=1e-5)
+        np.testing.assert_allclose(mup.learning_rate["mid"], 1 / left, rtol=1e-5)
+        assert mup.init["in"] == mup.learning_rate["in"] == 1
+
+
 def test_abstract_parameters_will_do():
     shapes = {"in": jax.ShapeDtypeStruct((2, 4), jnp.bfloat16)}
     assert jp.sparse_mup(shapes, 0.75, hidden=jp.matrices).learning_rate == {"in": 4}

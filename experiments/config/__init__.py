@@ -1,6 +1,7 @@
 """Every option of an experiment, once, with its default and its unit."""
 
 from experiments.config._comparison import Config as Config
+from experiments.config._names import POST_TRAINING as POST_TRAINING
 from experiments.config._names import TWO_OF_FOUR as TWO_OF_FOUR
 from experiments.config._names import Check as Check
 from experiments.config._names import Checked as Checked

@@ -43,6 +43,14 @@ class Config:
                 f"rewind is {self.pruning.rewind} of {self.epochs} epochs: leave at "
                 "least one to train from there."
             )
+        reads_inputs = {"wanda", "wanda_n_m", "sparse_gpt", "sparse_gpt_n_m"}
+        reads_inputs &= set(self.pruning.methods)
+        if reads_inputs and self.model.convolution != "xla":
+            raise ValueError(
+                f"{', '.join(sorted(reads_inputs))} cannot read the inputs of kernels "
+                f"that are cut into taps, as model.convolution="
+                f"{self.model.convolution!r} does: pass --model.convolution=xla."
+            )
         warms_up = {"drive", "trained_magnitude", "lamp", "blocks"}
         warms_up &= set(self.pruning.methods)
         if warms_up and self.pruning.warmup >= self.epochs:

@@ -36,9 +36,27 @@ Method = Literal[
     "iterative_snip",
     "force",
     "prospr",
+    "fisher",
+    "sparse_mup",
+    "magnitude_after",
+    "wanda",
+    "sparse_gpt",
+    "magnitude_n_m",
+    "wanda_n_m",
+    "sparse_gpt_n_m",
 ]
 
-TWO_OF_FOUR: tuple[Method, ...] = ("sr_ste", "gradual_n_m")
+POST_TRAINING: tuple[Method, ...] = (
+    "magnitude_after",
+    "wanda",
+    "sparse_gpt",
+    "magnitude_n_m",
+    "wanda_n_m",
+    "sparse_gpt_n_m",
+)
+"""These prune trained networks, and train nothing after it."""
+
+TWO_OF_FOUR: tuple[Method, ...] = ("sr_ste", "gradual_n_m", *POST_TRAINING[3:])
 """These remove half of the weights, whatever the sparsities asked for."""
 
 Checked = Literal[
@@ -58,6 +76,7 @@ Checked = Literal[
     "iterative_snip",
     "force",
     "prospr",
+    "fisher",
 ]
 """Methods that score weights once and for all, so that the checks mean something."""
 

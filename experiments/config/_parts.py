@@ -87,7 +87,7 @@ class Pruning:
     """Methods run once more for each of the `checks`, at the `check_sparsity`."""
     checks: tuple[Check, ...] = get_args(Check)
     """The mask shuffled within layers, the weights drawn anew, the scores inverted."""
-    ablated: tuple[Literal["drive", "k_starts", "dissipating"], ...] = ()
+    ablated: tuple[Literal["drive", "k_starts", "dissipating", "sparse_mup"], ...] = ()
     """Methods whose choices (of terms, of fitness) are run apart, at that sparsity."""
     check_sparsity: float = 0.98
     """Where checks and ablations are run."""

@@ -5,7 +5,7 @@ import pathlib
 from typing import Literal
 
 from experiments.config._checks import check_counts, check_fractions
-from experiments.config._names import Method
+from experiments.config._names import POST_TRAINING, Method
 from experiments.config._parts import Data, Model, Pruning
 
 
@@ -52,7 +52,8 @@ class Scaled:
     data: Data = Data()
     model: Model = Model()
     method: Method = "snip"
-    """All but "imp" and "k_starts_independent", which train several networks."""
+    """All but "imp" and "k_starts_independent", which train several networks, the
+    triggers "earlycrop" and "epi", and what prunes after training."""
     sparsity: float = 0.9
     """Fraction of the prunable weights removed."""
     pruning: Pruning = Pruning()
@@ -94,8 +95,13 @@ class Scaled:
                 f"{self.method!r} trains several networks to find one mask: run it as "
                 "a comparison, such as digits."
             )
-        if self.method in ("eoi", "earlycrop", "epi"):
+        if self.method in ("earlycrop", "epi"):
             raise ValueError(
-                f"{self.method!r} decides on weights or epochs outside the compiled "
-                "programs: run it as a comparison, such as digits_early."
+                f"{self.method!r} decides between epochs, outside the compiled "
+                "programs, when to prune: run it as a comparison, such as digits_early."
+            )
+        if self.method in POST_TRAINING:
+            raise ValueError(
+                f"{self.method!r} prunes networks that are trained: run it as a "
+                "comparison, such as digits_post_training."
             )

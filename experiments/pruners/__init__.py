@@ -1,7 +1,7 @@
-"""The methods compared: each one finds a mask before training, or as it goes."""
+"""The methods compared: each finds a mask before training, as it goes, or after."""
 
 import jaxprune as jp
-from experiments.pruners import _before, _during, _through
+from experiments.pruners import _after, _before, _during, _through
 from experiments.pruners._before import drive, freeze
 from experiments.pruners._types import Factory, Forward, Pruner, Recipe, Settling
 
@@ -24,6 +24,7 @@ PRUNERS: dict[str, Factory] = {
     "grasp": _before.one_shot(_before.grasp),
     "synflow": _before.synflow,
     "biased_loss": _before.one_shot(lambda frozen: jp.biased_loss(frozen.loss)),
+    "fisher": _before.one_shot(_before.fisher),
     "gradient_preservation": _before.one_shot(
         lambda frozen: jp.gradient_preservation(frozen.loss)
     ),
@@ -42,6 +43,7 @@ PRUNERS: dict[str, Factory] = {
     "drive": drive(),
     "static": _before.static,
     "eoi": _before.eoi,
+    "sparse_mup": _before.sparse_mup(),
     "gradual": _during.gradual,
     "k_starts": _during.k_starts(),
     "dissipating": _during.dissipating(),
@@ -57,6 +59,12 @@ PRUNERS: dict[str, Factory] = {
     "sr_ste": _through.SR_STE,
     "top_kast": _through.TOP_KAST,
     "random_dropout": _through.RANDOM_DROPOUT,
+    "magnitude_after": _after.after(_after.magnitude),
+    "wanda": _after.after(_after.wanda),
+    "sparse_gpt": _after.after(_after.sparse_gpt),
+    "magnitude_n_m": _after.after(_after.magnitude_n_m),
+    "wanda_n_m": _after.after(_after.wanda_n_m),
+    "sparse_gpt_n_m": _after.after(_after.sparse_gpt_n_m),
 }
 """All but "imp" and "k_starts_independent", which train networks to find a mask."""
 
@@ -77,9 +85,14 @@ VARIANTS: dict[str, dict[str, Factory]] = {
         "by magnitude": _during.k_starts(fitness="magnitude"),
         "by gradient": _during.k_starts(fitness="gradient"),
     },
+    "sparse_mup": {
+        "initial weights only": _before.sparse_mup(learning_rate=False),
+        "learning rates only": _before.sparse_mup(init=False),
+        "neither": _before.sparse_mup(init=False, learning_rate=False),
+    },
     "dissipating": {
         "moved by a tenth": _during.dissipating(threshold=0.1),
         "moved by a half": _during.dissipating(threshold=0.5),
     },
 }
-"""What is a choice of ours in methods whose papers leave it open, taken otherwise."""
+"""A method with a choice that its paper leaves open taken otherwise, or less a part."""

@@ -17,7 +17,7 @@ import jaxprune as jp
 from experiments.config import Pruning
 from experiments.data import Split
 from experiments.models import Network
-from experiments.pruners._types import KEEP, Factory, Pruner, Settling
+from experiments.pruners._types import KEEP, Factory, Pruner, Recipe, Settling
 
 
 class Frozen(NamedTuple):
@@ -67,14 +67,14 @@ def one_shot(score: Callable[[Frozen], Score], *, trained: bool = False) -> Fact
 
 
 def compiled(
-    choose: Callable[[Frozen, Any, Split, float, bool], Any], *, trained: bool = False
+    choose: Callable[[Frozen, Any, Split, Any, bool], Any], *, trained: bool = False
 ) -> Factory:
     """Lets ``choose(frozen, params, batch, sparsity, inverted)`` make the mask."""
 
     def factory(config: Pruning, network: Network, steps: int) -> Pruner:
         del steps
 
-        @functools.partial(jax.jit, static_argnames=("sparsity", "inverted"))
+        @functools.partial(jax.jit, static_argnames="inverted")
         def find(
             key: jax.Array,
             params: Any,
@@ -97,7 +97,7 @@ def iterative(
     """Scores and prunes in rounds; unless ``whole``, the score sees one image only."""
 
     def choose(
-        frozen: Frozen, params: Any, batch: Split, sparsity: float, inverted: bool
+        frozen: Frozen, params: Any, batch: Split, sparsity: Any, inverted: bool
     ) -> Any:
         plain = score(frozen)
         return jp.iterative_mask(
@@ -119,7 +119,7 @@ def drive(**options: Any) -> Factory:
 
 
 def force(
-    frozen: Frozen, params: Any, batch: Split, sparsity: float, inverted: bool
+    frozen: Frozen, params: Any, batch: Split, sparsity: Any, inverted: bool
 ) -> Any:
     """SNIP in rounds in which removed weights may come back."""
 
@@ -144,7 +144,7 @@ def dense(config: Pruning, network: Network, steps: int) -> Pruner:
 
 
 def blocks(
-    frozen: Frozen, params: Any, batch: Split, sparsity: float, inverted: bool
+    frozen: Frozen, params: Any, batch: Split, sparsity: Any, inverted: bool
 ) -> Any:
     """Removes the smallest blocks of 4x4 weights of the layers that they divide."""
     del frozen, batch
@@ -201,6 +201,47 @@ def eoi(config: Pruning, network: Network, steps: int) -> Pruner:
     return Pruner(None, KEEP, draw=draw)
 
 
+def sparse_mup(*, init: bool = True, learning_rate: bool = True) -> Factory:
+    """A random mask, with weights and learning rates that make up for its density.
+
+    All but the first and the last layer are hidden, and as sparse as one another; the
+    other two are dense, so less is removed than asked for. The width is the one that
+    the learning rate was chosen for. With SGD as with Adam a step should be larger by
+    what the density is smaller: a unit sums over that many fewer weights.
+    """
+
+    def factory(config: Pruning, network: Network, steps: int) -> Pruner:
+        del config, steps
+        shapes, _ = jax.eval_shape(network.init, jax.random.key(0))
+        if not any(jax.tree.leaves(_HIDDEN(shapes))):
+            raise ValueError(
+                "sparse_mup prunes the layers between the first and the last, and this "
+                "network has none: give --model.widths one more."
+            )
+
+        def draw(key: jax.Array, params: Any, sparsity: float) -> tuple[Any, Any]:
+            if init:
+                scale = jp.sparse_mup(params, sparsity, hidden=_HIDDEN).init
+                params = jax.tree.map(jnp.multiply, params, scale)
+            noise = jp.random(key)(params)
+            return params, jp.layerwise_mask(noise, sparsity, prunable=_HIDDEN)
+
+        def wrap(tx: optax.GradientTransformation, sparsity: Any, key: Any) -> Any:
+            del key
+            mup = jp.sparse_mup(shapes, sparsity, hidden=_HIDDEN)
+            rates = jp.scale_leaves(mup.learning_rate)
+            link = rates if learning_rate else optax.identity()
+            return optax.chain(tx, link, jp.keep_sparse())
+
+        return Pruner(None, Recipe(wrap), draw=draw)
+
+    return factory
+
+
+_FIRST_OR_LAST = r"layers/0/|convs/0/|stages/0/0/|stem/|embed/|output/"
+_HIDDEN = jp.by_path(rf"^(?!{_FIRST_OR_LAST}).*kernel")
+
+
 def freeze(config: Pruning, network: Network, stats: Any, key: jax.Array) -> Frozen:
     """Fixes the running statistics of a network."""
 
@@ -240,10 +281,23 @@ def synflow(config: Pruning, network: Network, steps: int) -> Pruner:
     )
 
     def find(*args: Any, **options: Any) -> Any:
+        assert pruner.find is not None
         with jax.enable_x64(True):  # Compiled in there, max pooling and all.
             return pruner.find(*args, **options)
 
     return pruner._replace(find=find)
+
+
+def fisher(frozen: Frozen) -> Score:
+    """Squares the gradients of ten parts of the batch, each with all classes."""
+
+    def score(params: Any, *batch: Any) -> Any:
+        parts = [tuple(x[i::10] for x in batch) for i in range(10)]
+        parts = [part for part in parts if len(part[0])]
+        flow = jp.mean_flow(lambda p, b: frozen.loss(p, *b), params, parts, order=1)
+        return jp.measures.fisher(flow)
+
+    return score
 
 
 def prospr(frozen: Frozen) -> Score:

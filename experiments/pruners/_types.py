@@ -76,6 +76,8 @@ class Pruner(NamedTuple):
         drawn anew together with their mask, before all else; None keeps the weights.
       trigger: ``trigger(sparsity)``, what tells after every dense epoch whether it is
         time for ``find``; None is a number of epochs.
+      finish: ``finish(params, stats, batch, sparsity) -> (params, mask)`` for one
+        network that is trained: nothing is trained after it; None leaves it as it is.
     """
 
     find: Callable[..., Any] | None
@@ -83,6 +85,7 @@ class Pruner(NamedTuple):
     warmup: int = 0
     draw: Callable[..., Any] | None = None
     trigger: Callable[[float], Settling] | None = None
+    finish: Callable[..., Any] | None = None
 
 
 Factory = Callable[[Pruning, Network, int], Pruner]

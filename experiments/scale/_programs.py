@@ -90,23 +90,29 @@ def programs(
     )
 
     def prune(state: State, batch: Split) -> State:
+        key = jax.random.fold_in(state.key, _MASK)
+        params, found = chosen(key, state, batch)
+        opt_state = optimizer(state.key).init(params)
+        opt_state = optax.tree.set(opt_state, count=state.step)
+        return state._replace(
+            params=jp.apply_mask(params, found), opt_state=jp.set_mask(opt_state, found)
+        )
+
+    def chosen(key: jax.Array, state: State, batch: Split) -> tuple[Any, Any]:
+        """The parameters, drawn anew or as they are, and their mask."""
+        if pruner.draw is not None:
+            return pruner.draw(key, state.params, config.sparsity)
         assert pruner.find is not None
         # As many images as there are of each class: devices need not divide them.
         cut = functools.partial(
             jax.lax.with_sharding_constraint, shardings=_mesh.spread(mesh, 0)
         )
-        found = pruner.find(
-            jax.random.fold_in(state.key, _MASK),
+        return state.params, pruner.find(
+            key,
             state.params,
             state.stats,
             jax.tree.map(cut, Split(dataset.standardise(batch.images), batch.labels)),
             config.sparsity,
-        )
-        opt_state = optimizer(state.key).init(state.params)
-        opt_state = optax.tree.set(opt_state, count=state.step)
-        return state._replace(
-            params=jp.apply_mask(state.params, found),
-            opt_state=jp.set_mask(opt_state, found),
         )
 
     def loss_fn(
@@ -171,7 +177,7 @@ def programs(
         shapes=shapes,
         init=jax.jit(build, out_shardings=shardings),
         prune=None
-        if pruner.find is None
+        if pruner.find is None and pruner.draw is None
         else jax.jit(prune, out_shardings=shardings, donate_argnums=0),
         step=jax.jit(step, out_shardings=(shardings, copied), donate_argnums=0),
         right=jax.jit(right, out_shardings=copied),

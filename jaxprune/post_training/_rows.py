@@ -11,12 +11,13 @@ from jaxprune import _checks, _wide
 from jaxprune._placement import placed_like
 from jaxprune._prunable import matrices, select_prunable
 from jaxprune._selection import select
-from jaxprune._types import Mask, Prunable, Scores
+from jaxprune._types import Mask, Prunable, Real, Scores
+from jaxprune._wide import Wide
 
 
 def row_mask(
     scores: Scores,
-    sparsity: float,
+    sparsity: Real,
     *,
     axis: int | Sequence[int] | Mapping[str, Sequence[int]] = -2,
     prunable: Prunable = matrices,
@@ -69,15 +70,16 @@ def row_mask(
         moved = jnp.transpose(leaf, order)
         size = math.prod(leaf.shape[i] for i in axes)
         keep = size - round(sparsity * size)
-        mask = _best_of_rows(moved.reshape(-1, size), keep).reshape(moved.shape)
+        mask = _best_of_rows(moved.reshape(-1, size), _wide.wide(keep))
+        mask = mask.reshape(moved.shape)
         back = [order.index(i) for i in range(leaf.ndim)]
         masks.append(placed_like(jnp.transpose(mask, back), leaf))
     return jax.tree.unflatten(structure, masks)
 
 
-@jax.jit(static_argnums=1)
-def _best_of_rows(rows: jax.Array, keep: int) -> jax.Array:
-    return jax.vmap(lambda row: select([row], _wide.wide(keep))[0])(rows)
+@jax.jit
+def _best_of_rows(rows: jax.Array, keep: Wide) -> jax.Array:
+    return jax.vmap(lambda row: select([row], keep)[0])(rows)
 
 
 def _axes(axis: Any, path: str, leaf: Any) -> tuple[int, ...]:

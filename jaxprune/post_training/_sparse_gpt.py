@@ -99,11 +99,17 @@ def sparse_gpt(
     dense = params
     for leaf, step in _turns(chosen, capture.shapes):
         seen = jax.tree.unflatten(structure, leaves) if sequential else dense
-        hessian = _hessian(fn, seen, batches, leaf, step)
         axis = chosen[leaf].stack or 0
         old = leaves[leaf] if step is None else jnp.take(leaves[leaf], step, axis)
         new, mask = _pruned(
-            old, hessian, chosen[leaf], step is not None, sparsity, n_m, block, damping
+            old,
+            _hessian(fn, seen, batches, leaf, step),  # Nothing else holds on to it.
+            chosen[leaf],
+            step is not None,
+            sparsity,
+            n_m,
+            block,
+            damping,
         )
         if step is not None:
             where = (slice(None),) * axis + (step,)
