@@ -1,5 +1,7 @@
 """Writes experiments/README.md from the results in experiments/results.
 
+And the measured cells of the table of methods in the README of the repository.
+
 Run: python -m experiments.readme
 
 A result gets there by copying what a run wrote: results.json and its figures, into a
@@ -16,17 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from experiments import configs, results
+from experiments import configs, methods, results
 from experiments.config import POST_TRAINING
-from experiments.results import mean_and_std
+from experiments.results import mean_and_std, percent
 from experiments.rounds import VERDICTS
 
 HERE = pathlib.Path(__file__).parent
 
 
 def main() -> None:
-    """Writes the page."""
+    """Writes the page, and the cells."""
     results.write(HERE / "README.md", page(HERE / "results").encode())
+    path = HERE.parent / "README.md"
+    text = methods.filled(path.read_text(), HERE / "results")
+    results.write(path, text.encode())
 
 
 def page(folder: pathlib.Path) -> str:
@@ -148,7 +153,7 @@ def _pipeline(found: Mapping[str, Any]) -> list[str]:
     """A pipeline's tables, one a level, and what became of the claims."""
     config, rows = found["config"], found["results"]
     dense = [r["test_accuracy"] for r in rows if r["measure"] == "dense"]
-    parts = [f"Dense: {_percent(dense)}.\n"]
+    parts = [f"Dense: {percent(dense)}.\n"]
     columns = list(itertools.product(config["rounds"], config["fractions"]))
     for level in sorted(config["levels"]):
         lines = []
@@ -189,7 +194,7 @@ def _cell(level: str) -> Callable[[Sequence[Mapping[str, Any]]], str]:
     def cell(runs: Sequence[Mapping[str, Any]]) -> str:
         if not runs:
             return "not run"
-        text = _percent([r["test_accuracy"] for r in runs])
+        text = percent([r["test_accuracy"] for r in runs])
         if level == "filters":
             left, _ = mean_and_std([r["parameters"] for r in runs])
             text += f"; {left / 1000:.1f} k"
@@ -202,13 +207,7 @@ def _cell(level: str) -> Callable[[Sequence[Mapping[str, Any]]], str]:
 
 
 def _accuracy(row: Mapping[str, Any]) -> str:
-    return _percent(row["test_accuracy"])
-
-
-def _percent(values: Sequence[float]) -> str:
-    mean, std = mean_and_std(values)
-    spread = f" ±{100 * std:.1f}" if len(values) > 1 else ""
-    return f"{100 * mean:.1f}{spread}"
+    return percent(row["test_accuracy"])
 
 
 def _table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -75,6 +75,13 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=min(1, len(values) - 1)))
 
 
+def percent(values: Sequence[float]) -> str:
+    """The mean of fractions in %, with the deviation of more than one."""
+    mean, std = mean_and_std(values)
+    spread = f" ±{100 * std:.1f}" if len(values) > 1 else ""
+    return f"{100 * mean:.1f}{spread}"
+
+
 def environment() -> dict[str, Any]:
     """The commit, the packages and the machine that a result depends on."""
     packages = ("jax", "jaxlib", "flax", "optax", "chex", "numpy", "scikit-learn")

@@ -138,7 +138,7 @@ def test_a_wrong_step_says_which_there_are(args):
     assert "run" in said.stderr
 
 
-@pytest.mark.parametrize("page", ["tpu.md", "gpu.md"])
+@pytest.mark.parametrize("page", ["tpu.md", "gpu.md", "tutorials/accelerator.md"])
 def test_the_pages_commands_are_understood(page):
     text = (ROOT / "docs" / page).read_text()
     lines = re.findall(r"^experiments/(\S+) (?:--dry-run )?([^#\n]*)", text, re.M)

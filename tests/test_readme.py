@@ -1,15 +1,18 @@
-"""The Python of the README runs, block after block, as pasted.
+"""The README: its Python runs as pasted, its table and its links are true.
 
 The pages of ``docs/`` run when they are built.
 """
 
+import json
 import pathlib
 import re
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 import jaxprune as jp
+from experiments import methods
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -26,17 +29,94 @@ def run(page):
 
 def test_the_readmes_code_runs(capsys):
     count, names = run(ROOT / "README.md")
-    assert count == 7
+    assert count == 5
     assert "0.9" in capsys.readouterr().out
-    assert int(jnp.sum(names["mask"]["w1"])) > 0
+    kept = sum(int(jnp.sum(names["mask"][name])) for name in ("w1", "w2"))
+    assert kept == 18944 - round(0.9 * 18944)
     assert [leaf.shape for leaf in jax.tree.leaves(names["small_state"])][-1] == (8, 10)
     masked = jp.apply_mask(names["state"], names["channels"])
     wanted = names["apply_fn"](masked, names["batch"][0])
     assert jnp.allclose(names["logits"], wanted, atol=1e-5)
-    kept = {n: int(jnp.sum(names["shuffled"][n])) for n in ("w1", "w2")}
-    assert kept == {n: int(jnp.sum(names["mask"][n])) for n in ("w1", "w2")}
-    assert sum(kept.values()) == 18944 - round(0.95 * 18944)
-    rewound = jnp.where(names["mask"]["w1"], names["saved"]["w1"], 0)
-    assert jnp.array_equal(names["ticket"]["w1"], rewound)
-    assert int(jnp.sum(~names["params"]["w1"].astype(bool))) > 64 * 128  # Sparse.
+    for name, leaf in names["start"].items():  # Sparse where it starts.
+        assert not jnp.any(names["params"][name][~leaf])
+    assert int(jnp.sum(names["start"]["w1"])) < 64 * 256
     assert set(names["masks"]) == {"loss_preservation", "grasp"}
+
+
+README = (ROOT / "README.md").read_text()
+RESULTS = ROOT / "experiments" / "results"
+LINKS = re.findall(r"^\| \[`(\w+)`\]\((\S+)\)", README, re.M)
+
+
+def test_the_table_is_the_one_that_is_written_from_the_results():
+    assert methods.filled(README, RESULTS) == README
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Results of three experiments, of which one trained another network."""
+
+    def write(name, model, *rows):
+        same = {"epochs": 1, "seeds": 2, "batch_size": 4, "learning_rate": 0.1}
+        found = {
+            "name": name,
+            "config": {"pruning": {}, "model": model, **same},
+            "results": [
+                {
+                    "method": m,
+                    "sparsity": s,
+                    "test_accuracy": a,
+                    "pruning_seconds": t,
+                    "variant": v,
+                }
+                for m, s, a, t, v in rows
+            ],
+        }
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(found))
+
+    snip = ("snip", 0.9, [0.9, 0.8], 0.0123, "")
+    write("digits", "a", ("snip", 0.9, [0.0, 0.0], 9.0, "shuffled"), snip)
+    again = ("snip", 0.9, [0.1, 0.1], 0.0, "")
+    write("digits_more", "a", again, ("sr_ste", 0.5, [0.5, 0.7], 0.0, ""))
+    write("digits_other", "b", ("fisher", 0.9, [0.5, 0.5], 0.0, ""))
+    write("drive_mnist", "c", ("snip", 0.98, [0.25, 0.25], 1.52, ""))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "name, cells",
+    {
+        "snip": "85.0 ±7.1 | 25.0 ±0.0 | 12 ms / 1.5 s",
+        "n_m_mask": "60.0 ±14.1 at 50 % | — | —",
+        "fisher": "— | — | —",
+    }.items(),
+)
+def test_a_methods_cells_are_those_of_its_results(folder, name, cells):
+    by_hand = f"| [`{name}`](a.py) | \\|θ\\| | a paper | "
+    text = f"# Title\n\n{by_hand}1 | 2 | 3 |\nafter\n"
+    assert methods.filled(text, folder) == f"# Title\n\n{by_hand}{cells} |\nafter\n"
+
+
+@pytest.mark.parametrize("name, path", LINKS)
+def test_a_methods_name_links_to_its_code(name, path):
+    if (ROOT / path).is_dir():
+        assert path == f"jaxprune/{name}"
+    else:
+        assert f"\ndef {name}(" in (ROOT / path).read_text()
+
+
+def test_the_readmes_links_lead_somewhere():
+    found = re.findall(r"\]\(([^)#]+)(#[^)]*)?\)", README)
+    for path, anchor in found:
+        if "://" not in path:
+            assert (ROOT / path).exists(), path
+            assert not anchor or anchor[1:] in headings(ROOT / path), anchor
+    for anchor in re.findall(r"\]\(#([^)]+)\)", README):
+        assert anchor in headings(ROOT / "README.md"), anchor
+
+
+def headings(page):
+    """The anchors that a page's headings get."""
+    found = re.findall(r"^#+ (.*)", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in found}

@@ -1,0 +1,119 @@
+"""The measured cells of the README's table of methods.
+
+A row is written by hand up to its last three cells: test accuracy with 90 % of the
+weights removed on digits, with 98 % removed on MNIST, and what one network's pruning
+took before its last training, on both. ``python -m experiments.readme`` writes those.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from experiments.results import percent
+
+_Result: TypeAlias = Mapping[str, Any]
+
+
+class Column(NamedTuple):
+    """A column of accuracies.
+
+    Attributes:
+      experiment: whose network and training it is of; others of the same count too.
+      sparsity: fraction of the prunable weights removed; where a method was run at less
+        alone, its highest.
+    """
+
+    experiment: str
+    sparsity: float
+
+
+COLUMNS = (Column("digits", 0.9), Column("drive_mnist", 0.98))
+METHODS = {  # What the experiments call a row that is not of their name.
+    "erk": "static",
+    "set_training": "set",
+    "forward_sparse": "ste",
+    "iterative_mask": "iterative_snip",
+    "force_mask": "force",
+    "exact_orthogonal_init": "eoi",
+    "earlycrop_trigger": "earlycrop",
+    "epi_trigger": "epi",
+    "block_mask": "blocks",
+    "n_m_mask": "sr_ste",
+    "rewinding": "imp",
+}
+MEASURED = len(COLUMNS) + 1
+_ROW = re.compile(r"^\| \[`?(\w+)`?\].*\|$", re.M)
+_CELL = re.compile(r"(?<!\\)\|")  # A bar that is not escaped.
+
+
+def filled(text: str, folder: pathlib.Path) -> str:
+    """The README's text with the measured cells of all its methods' rows.
+
+    Args:
+      text: with a table whose rows begin with a name in brackets, "| [`snip`](...)".
+      folder: that of the results.
+    """
+    found = [_results(folder, column.experiment) for column in COLUMNS]
+
+    def row(match: re.Match[str]) -> str:
+        method = METHODS.get(match[1], match[1])
+        own = [
+            _chosen([r for r in results if r["method"] == method], column.sparsity)
+            for results, column in zip(found, COLUMNS, strict=True)
+        ]
+        accuracies = [
+            _accuracy(result, column.sparsity)
+            for result, column in zip(own, COLUMNS, strict=True)
+        ]
+        by_hand = _CELL.split(match[0])[1 : -1 - MEASURED]
+        return f"|{'|'.join(by_hand)}| {' | '.join([*accuracies, _cost(own)])} |"
+
+    return _ROW.sub(row, text)
+
+
+def _results(folder: pathlib.Path, experiment: str) -> list[_Result]:
+    """What one experiment found, and then all others of its network and training."""
+    paths = sorted(folder.glob("*/results.json"))
+    read = [r for r in map(_read, paths) if "pruning" in r["config"]]
+    (first,) = [r for r in read if r["name"] == experiment]
+    alike = [
+        r
+        for r in read
+        if r is not first
+        and all(r["config"][key] == first["config"][key] for key in _ALIKE)
+    ]
+    rows = [row for r in [first, *alike] for row in r["results"]]
+    return [row for row in rows if not row["variant"]]
+
+
+def _chosen(rows: Sequence[_Result], sparsity: float) -> _Result | None:
+    """The first at a sparsity, or at the highest below it; None if there is none."""
+    below = [row for row in rows if row["sparsity"] <= sparsity]
+    return max(below, key=lambda row: row["sparsity"], default=None)
+
+
+def _accuracy(row: _Result | None, sparsity: float) -> str:
+    if row is None:
+        return "—"
+    at = "" if row["sparsity"] == sparsity else f" at {100 * row['sparsity']:g} %"
+    return percent(row["test_accuracy"]) + at
+
+
+def _cost(rows: Sequence[_Result | None]) -> str:
+    times = [row["pruning_seconds"] if row else 0.0 for row in rows]
+    return " / ".join(map(_time, times)) if any(times) else "—"
+
+
+def _time(seconds: float) -> str:
+    if not seconds:
+        return "—"
+    return f"{1000 * seconds:.2g} ms" if seconds < 0.1 else f"{seconds:.2g} s"
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+_ALIKE = ("model", "epochs", "seeds", "batch_size", "learning_rate")
