@@ -6,10 +6,10 @@ The pages that hold ``{code-cell}`` blocks are notebooks in text: they are execu
 every build, and an error or a warning fails it. Nothing needs the network.
 """
 
+import http.client
 import os
 import pathlib
 import tempfile
-import urllib.error
 import urllib.request
 
 import jaxprune
@@ -38,7 +38,11 @@ default_role = "py:obj"  # `snip` in a docstring is a link to it.
 html_theme = "furo"
 html_title = "jaxprune"
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+
+# KaTeX writes MathML, which browsers lay out themselves. Its own stylesheet, the one
+# file that would come from the network, is not asked for; ours stands in its place.
+katex_options = 'output: "mathml"'
+katex_css_path = "pages.css"
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -72,10 +76,13 @@ def _reachable(inventories: dict[str, str]) -> dict[str, tuple[str, None]]:
     """The inventories that answer: without a network, other names do not link."""
     found = {}
     for name, url in inventories.items():
+        asked = urllib.request.Request(
+            f"{url}objects.inv", headers={"User-Agent": "Sphinx"}
+        )
         try:
-            with urllib.request.urlopen(f"{url}objects.inv", timeout=3):
+            with urllib.request.urlopen(asked, timeout=3):
                 found[name] = (url, None)
-        except (urllib.error.URLError, TimeoutError):
+        except (OSError, http.client.HTTPException):
             continue
     return found
 

@@ -8,7 +8,7 @@ took before its last training, on both. ``python -m experiments.readme`` writes 
 import json
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from experiments.results import percent
@@ -43,7 +43,6 @@ METHODS = {  # What the experiments call a row that is not of their name.
     "n_m_mask": "sr_ste",
     "rewinding": "imp",
 }
-MEASURED = len(COLUMNS) + 1
 _ROW = re.compile(r"^\| \[`?(\w+)`?\].*\|$", re.M)
 _CELL = re.compile(r"(?<!\\)\|")  # A bar that is not escaped.
 
@@ -55,22 +54,29 @@ def filled(text: str, folder: pathlib.Path) -> str:
       text: with a table whose rows begin with a name in brackets, "| [`snip`](...)".
       folder: that of the results.
     """
-    found = [_results(folder, column.experiment) for column in COLUMNS]
+    cells = measured(folder)
 
     def row(match: re.Match[str]) -> str:
-        method = METHODS.get(match[1], match[1])
-        own = [
-            _chosen([r for r in results if r["method"] == method], column.sparsity)
-            for results, column in zip(found, COLUMNS, strict=True)
-        ]
-        accuracies = [
-            _accuracy(result, column.sparsity)
-            for result, column in zip(own, COLUMNS, strict=True)
-        ]
-        by_hand = _CELL.split(match[0])[1 : -1 - MEASURED]
-        return f"|{'|'.join(by_hand)}| {' | '.join([*accuracies, _cost(own)])} |"
+        by_hand = _CELL.split(match[0])[1 : -2 - len(COLUMNS)]
+        return f"|{'|'.join(by_hand)}| {' | '.join(cells(match[1]))} |"
 
     return _ROW.sub(row, text)
+
+
+def measured(folder: pathlib.Path) -> Callable[[str], list[str]]:
+    """Reads all results; gives ``cells(name)``, the last three cells of a row."""
+    found = [(_results(folder, c.experiment), c.sparsity) for c in COLUMNS]
+
+    def cells(name: str) -> list[str]:
+        method = METHODS.get(name, name)
+        own = [
+            _chosen([r for r in results if r["method"] == method], sparsity)
+            for results, sparsity in found
+        ]
+        sparsities = [sparsity for _, sparsity in found]
+        return [*map(_accuracy, own, sparsities), _cost(own)]
+
+    return cells
 
 
 def _results(folder: pathlib.Path, experiment: str) -> list[_Result]:
