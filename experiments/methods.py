@@ -43,6 +43,7 @@ METHODS = {  # What the experiments call a row that is not of their name.
     "n_m_mask": "sr_ste",
     "rewinding": "imp",
 }
+_GAP = "\u00a0"  # Lines do not break there.
 _ROW = re.compile(r"^\| \[`?(\w+)`?\].*\|$", re.M)
 _CELL = re.compile(r"(?<!\\)\|")  # A bar that is not escaped.
 
@@ -103,8 +104,8 @@ def _chosen(rows: Sequence[_Result], sparsity: float) -> _Result | None:
 def _accuracy(row: _Result | None, sparsity: float) -> str:
     if row is None:
         return "—"
-    at = "" if row["sparsity"] == sparsity else f" at {100 * row['sparsity']:g} %"
-    return percent(row["test_accuracy"]) + at
+    at = "" if row["sparsity"] == sparsity else f" at {100 * row['sparsity']:g}{_GAP}%"
+    return percent(row["test_accuracy"]).replace(" ", _GAP) + at
 
 
 def _cost(rows: Sequence[_Result | None]) -> str:
@@ -115,7 +116,9 @@ def _cost(rows: Sequence[_Result | None]) -> str:
 def _time(seconds: float) -> str:
     if not seconds:
         return "—"
-    return f"{1000 * seconds:.2g} ms" if seconds < 0.1 else f"{seconds:.2g} s"
+    if seconds < 0.1:
+        return f"{1000 * seconds:.2g}{_GAP}ms"
+    return f"{seconds:.2g}{_GAP}s"
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:

@@ -50,9 +50,8 @@ def listed(text):
 def papers():
     """The functions that the README's table credits to a paper, by their full names."""
     text = (ROOT / "README.md").read_text()
-    rows = [re.split(r"(?<!\\)\|", row) for row in re.findall(r"^\| \[`.*", text, re.M)]
-    credited = {re.sub(r"\W", "", row[1].split("]")[0]): row[3] for row in rows}
-    found = [n for n, source in credited.items() if re.search(r"(19|20)\d\d", source)]
+    rows = re.findall(r"^\| \[`(\w+)`\].*?<br>\*(.*?)\*", text, re.M)
+    found = [name for name, source in rows if re.search(r"(19|20)\d\d", source)]
     assert len(found) > 20
     return [f"jaxprune.{name}" for name in found if f"jaxprune.{name}" in FUNCTIONS]
 
