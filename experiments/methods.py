@@ -20,7 +20,8 @@ class Column(NamedTuple):
     """A column of accuracies.
 
     Attributes:
-      experiment: whose network and training it is of; others of the same count too.
+      experiment: whose network and training it is of; others of the same count too,
+        and where there are none, those of another network on the same data, by name.
       sparsity: fraction of the prunable weights removed; where a method was run at less
         alone, its highest.
     """
@@ -81,31 +82,39 @@ def measured(folder: pathlib.Path) -> Callable[[str], list[str]]:
 
 
 def _results(folder: pathlib.Path, experiment: str) -> list[_Result]:
-    """What one experiment found, and then all others of its network and training."""
+    """What one experiment found, and then all others on its data."""
     paths = sorted(folder.glob("*/results.json"))
     read = [r for r in map(_read, paths) if "pruning" in r["config"]]
     (first,) = [r for r in read if r["name"] == experiment]
-    alike = [
-        r
-        for r in read
-        if r is not first
-        and all(r["config"][key] == first["config"][key] for key in _ALIKE)
+    read.sort(key=lambda r: r is not first)  # Else by name.
+    return [
+        {**row, "elsewhere": _elsewhere(found["config"], first["config"])}
+        for found in read
+        if found["config"]["data"]["name"] == first["config"]["data"]["name"]
+        for row in found["results"]
+        if not row["variant"]
     ]
-    rows = [row for r in [first, *alike] for row in r["results"]]
-    return [row for row in rows if not row["variant"]]
+
+
+def _elsewhere(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """The network's name, if it or its training is another; else nothing."""
+    alike = all(config[key] == wanted[key] for key in _ALIKE)
+    return "" if alike else config["model"]["name"]
 
 
 def _chosen(rows: Sequence[_Result], sparsity: float) -> _Result | None:
     """The first at a sparsity, or at the highest below it; None if there is none."""
     below = [row for row in rows if row["sparsity"] <= sparsity]
-    return max(below, key=lambda row: row["sparsity"], default=None)
+    alike = [row for row in below if not row["elsewhere"]]
+    return max(alike or below, key=lambda row: row["sparsity"], default=None)
 
 
 def _accuracy(row: _Result | None, sparsity: float) -> str:
     if row is None:
         return "—"
     at = "" if row["sparsity"] == sparsity else f" at {100 * row['sparsity']:g}{_GAP}%"
-    return percent(row["test_accuracy"]).replace(" ", _GAP) + at
+    where = f" ({row['elsewhere']})" if row["elsewhere"] else ""
+    return percent(row["test_accuracy"]).replace(" ", _GAP) + at + where
 
 
 def _cost(rows: Sequence[_Result | None]) -> str:

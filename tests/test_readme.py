@@ -57,10 +57,11 @@ def folder(tmp_path):
     """Results of three experiments, of which one trained another network."""
 
     def write(name, model, *rows):
+        data = {"name": name.split("_")[0]}
         same = {"epochs": 1, "seeds": 2, "batch_size": 4, "learning_rate": 0.1}
         found = {
             "name": name,
-            "config": {"pruning": {}, "model": model, **same},
+            "config": {"pruning": {}, "data": data, "model": {"name": model}, **same},
             "results": [
                 {
                     "method": m,
@@ -79,7 +80,8 @@ def folder(tmp_path):
     write("digits", "a", ("snip", 0.9, [0.0, 0.0], 9.0, "shuffled"), snip)
     again = ("snip", 0.9, [0.1, 0.1], 0.0, "")
     write("digits_more", "a", again, ("sr_ste", 0.5, [0.5, 0.7], 0.0, ""))
-    write("digits_other", "b", ("fisher", 0.9, [0.5, 0.5], 0.0, ""))
+    other = ("sr_ste", 0.9, [0.1, 0.1], 0.0, "")
+    write("digits_other", "b", ("wanda", 0.9, [0.5, 0.5], 0.05, ""), other)
     write("drive_mnist", "c", ("snip", 0.98, [0.25, 0.25], 1.52, ""))
     return tmp_path
 
@@ -89,6 +91,7 @@ def folder(tmp_path):
     {
         "snip": "85.0 ±7.1 | 25.0 ±0.0 | 12 ms / 1.5 s",
         "n_m_mask": "60.0 ±14.1 at 50 % | — | —",
+        "wanda": "50.0 ±0.0 (b) | — | 50 ms / —",
         "fisher": "— | — | —",
     }.items(),
 )
