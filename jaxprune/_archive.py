@@ -66,6 +66,8 @@ def write(
     arrays = {str(i): data for i, (_, data) in enumerate(leaves)}
     arrays["specification"] = np.frombuffer(words, np.uint8)
     arrays["digest"] = np.asarray(hashlib.sha256(words).hexdigest())
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.parent}. Make it first.")
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with draft.open("xb") as file:

@@ -82,6 +82,7 @@ def block_mask(
     if prior is not None:
         _checks.check_mask(prior, scores, "prior")
     flags = select_prunable(scores, prunable)
+    block = [int(entries) for entries in block]
     _check_divisible(scores, block, flags)
     chosen = jax.tree.structure(scores).unflatten(flags)
 

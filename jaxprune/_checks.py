@@ -44,6 +44,43 @@ def is_floating(leaf: Any) -> bool:
     return dtype is not None and jnp.issubdtype(dtype, jnp.floating)
 
 
+def described(value: Any) -> str:
+    """Says in a few words what was given, however large it is."""
+    if isinstance(value, tuple | list | dict):
+        return f"a {type(value).__name__} of {len(value)}"
+    if hasattr(value, "shape") and not isinstance(value, np.generic):
+        return f"{value.dtype}{list(value.shape)}"
+    if value is None or isinstance(value, str | numbers.Number | np.generic):
+        return repr(value)
+    name = getattr(value, "__name__", None)
+    return f"the function {name}" if name else f"a {type(value).__name__}"
+
+
+def check_callable(value: Any, name: str, call: str) -> None:
+    """Raises unless ``value`` can be called; ``call`` says how it will be."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, {call}; got {described(value)}.")
+
+
+def check_optimizer(inner: Any, caller: str) -> None:
+    """Raises unless ``inner`` is an optax transformation."""
+    if not (hasattr(inner, "init") and hasattr(inner, "update")):
+        raise TypeError(
+            f"{caller} wraps an optax optimizer, such as optax.adam(1e-3), as its "
+            f"first argument; got {described(inner)}."
+        )
+
+
+def check_batches(batches: Any) -> None:
+    """Raises unless ``batches`` can be read batch by batch."""
+    one = isinstance(batches, jax.Array | np.ndarray | dict | str)
+    if one or not hasattr(batches, "__iter__"):
+        raise TypeError(
+            "batches must be an iterable of batches, a list or a loader; got "
+            f"{described(batches)}. A single batch is [batch]."
+        )
+
+
 def check_floating(tree: Any, name: str) -> None:
     """Raises unless ``tree`` has leaves and all of them are floating-point arrays."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -54,9 +91,10 @@ def check_floating(tree: Any, name: str) -> None:
         )
     for path, leaf in leaves:
         if not is_floating(leaf):
-            kind = getattr(leaf, "dtype", type(leaf).__name__)
+            kind = getattr(leaf, "dtype", f"a {type(leaf).__name__}")
             raise TypeError(
-                f"{name}: the leaf {path_str(path)} is {kind}, not floating point. "
+                f"{name}: the leaf {path_str(path)} is {kind}, not a floating-point "
+                "array. "
                 "Pass only the weights: split integers, keys and functions off first "
                 "(nnx.split(model, nnx.Param, ...), equinox.partition(model, "
                 "equinox.is_inexact_array))."
@@ -117,7 +155,8 @@ def check_keeps_something(mask: Any) -> None:
 
 def is_python_number(value: Any) -> bool:
     """Tells whether a number is known while tracing: Python's or NumPy's scalar."""
-    return isinstance(value, numbers.Real | np.generic) and not isinstance(value, bool)
+    known = isinstance(value, numbers.Real | np.generic)
+    return known and not isinstance(value, bool | np.bool_ | np.str_)
 
 
 def check_sparsity(value: Any, name: str = "sparsity") -> None:
@@ -136,9 +175,9 @@ def check_fraction(value: Any, name: str, of: str) -> None:
             )
         number = float(value) if is_concrete(value) else 0.0
     else:
-        given = np.shape(value) if hasattr(value, "shape") else repr(value)
         raise TypeError(
-            f"{name} must be a number in [0, 1), the fraction {of}; got {given}."
+            f"{name} must be a number in [0, 1), the fraction {of}; got "
+            f"{described(value)}."
         )
     if not 0 <= number < 1:
         raise ValueError(
@@ -161,7 +200,7 @@ def check_key(key: Any) -> None:
     dtype, shape = getattr(key, "dtype", None), np.shape(key)
     new = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if not (new and shape == ()) and not (dtype == jnp.uint32 and len(shape) == 1):
-        given = repr(key) if dtype is None else f"{dtype} of shape {shape}"
+        given = described(key) if dtype is None else f"{dtype} of shape {shape}"
         raise TypeError(f"key must be a random key, jax.random.key(0); got {given}.")
 
 
@@ -169,8 +208,8 @@ def check_count(value: Any, name: str, unit: str, least: int = 1) -> None:
     """Raises unless a count known while tracing is a whole number >= ``least``."""
     if isinstance(value, Tracer):
         return
-    whole = not isinstance(value, bool) and np.ndim(value) == 0
-    if not whole or int(value) != value or value < least:
+    number = is_python_number(value) or isinstance(value, jax.Array | np.ndarray)
+    if not number or np.ndim(value) or not value >= least or value % 1 != 0:
         raise ValueError(
             f"{name} must be a whole number of {unit}, at least {least}; got {value!r}."
         )

@@ -101,6 +101,12 @@ def save_model(
     """
     from safetensors.numpy import save
 
+    _checks.check_callable(fn, "fn", "fn(params, *inputs) -> outputs")
+    if isinstance(platforms, str):
+        raise TypeError(
+            f"platforms must be a tuple of names, such as ('cpu', 'tpu'); got "
+            f"{platforms!r}."
+        )
     if mask is not None:
         params = apply_mask(params, mask)
     names = _checks.leaf_paths(params)
@@ -112,9 +118,10 @@ def save_model(
         )
     leaves, structure = jax.tree.flatten(params)
     for name, leaf in zip(names, leaves, strict=True):
-        if str(leaf.dtype) not in _DTYPES.values():
+        dtype = getattr(leaf, "dtype", f"a {type(leaf).__name__}")
+        if str(dtype) not in _DTYPES.values():
             raise TypeError(
-                f"The leaf {name} is {leaf.dtype}, which safetensors do not hold. "
+                f"The leaf {name} is {dtype}, which safetensors do not hold. "
                 "Split it off, or convert it (jax.random.key_data for a key)."
             )
 

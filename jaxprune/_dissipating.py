@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import _checks
-from jaxprune._due import when_due
+from jaxprune._due import check_window, when_due
 from jaxprune._masks import apply_mask, global_mask
 from jaxprune._precision import widened
 from jaxprune._prunable import matrices, select_prunable
@@ -116,14 +116,22 @@ def dissipating(
         )
     if sparsity is not None and not callable(sparsity):
         _checks.check_sparsity(sparsity)
-    if _checks.is_python_number(threshold) and not threshold >= 0:
+    known = _checks.is_python_number(threshold)
+    if known and not threshold >= 0:
         raise ValueError(
             "threshold is a fraction of a weight's start, at least 0; got "
             f"{threshold}. For a tenth pass 0.1."
         )
+    number = known or isinstance(threshold, jax.Array) or callable(threshold)
+    if threshold is not None and not number:
+        raise TypeError(
+            "threshold must be a number, how far a weight must move as a fraction of "
+            f"its start, or a schedule; got {_checks.described(threshold)}."
+        )
     _checks.check_count(every, "every", "updates", least=2)
     if until is not None:
         _checks.check_count(until, "until", "updates")
+        check_window(every, until)
 
     def init(params: Params) -> DissipatingState:
         return DissipatingState(

@@ -21,3 +21,12 @@ def when_due(due: jax.Array, fn: Callable[[Any], Any], value: Any) -> Any:
         return jnp.zeros_like(due), fn(value)
 
     return jax.lax.while_loop(lambda carry: carry[0], turn, (due, value))[1]
+
+
+def check_window(every: int, until: int) -> None:
+    """Raises if ``until`` comes before the first update that is due."""
+    if until < every:
+        raise ValueError(
+            f"until={until} comes before the first due update, number every={every}: "
+            "the mask would never change. Pass until >= every, or None for no end."
+        )

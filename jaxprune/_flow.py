@@ -88,6 +88,7 @@ def gradient_flow(
       <https://arxiv.org/abs/2009.11839>`_, ICLR 2021.
     """
     _check_order(order)
+    _check_loss(loss_fn)
 
     def flow_fn(params: Params, *batch: Any) -> Flow:
         grad = gradient_fn(loss_fn, batch, axis_name)
@@ -148,7 +149,9 @@ def mean_flow(
       that of the authors' code.
     """
     _check_order(order)
+    _check_loss(loss_fn)
     _checks.check_floating(params, "params")
+    _checks.check_batches(batches)
     if order == 2 and isinstance(batches, Iterator):
         raise ValueError(
             "mean_flow reads the batches twice at order 2, but was given an iterator "
@@ -191,6 +194,9 @@ def flow_rates(flow: Flow) -> FlowRates:
     Returns:
       Per leaf and in total; the two that need :math:`Hg` are None at order 1.
 
+    Raises:
+      TypeError: if ``flow`` is not a `jaxprune.Flow`.
+
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> flow = jp.gradient_flow(lambda p: 0.5 * jnp.sum(p**2))(jnp.array([3.0, 4.0]))
@@ -202,6 +208,7 @@ def flow_rates(flow: Flow) -> FlowRates:
       Lubana & Dick, `A Gradient Flow Framework for Analyzing Network Pruning
       <https://arxiv.org/abs/2009.11839>`_, ICLR 2021.
     """
+    check_flow(flow)
     theta, g, hg = flow.params, flow.gradient, flow.hessian_gradient
 
     def rate(fn: Callable[..., jax.Array], *trees: Any) -> Rate:
@@ -218,6 +225,20 @@ def flow_rates(flow: Flow) -> FlowRates:
     )
 
 
+def check_flow(flow: Any) -> Flow:
+    """Returns the flow, or says where one comes from."""
+    if not isinstance(flow, Flow):
+        raise TypeError(
+            "flow must be a jp.Flow, such as jp.gradient_flow(loss_fn)(params, *batch) "
+            f"or jp.mean_flow(...) returns; got {_checks.described(flow)}."
+        )
+    return flow
+
+
+def _check_loss(loss_fn: Any) -> None:
+    _checks.check_callable(loss_fn, "loss_fn", "loss_fn(params, *batch) -> loss")
+
+
 def _check_order(order: int) -> None:
     if order not in (1, 2):
         raise ValueError(f"order is 1 (g) or 2 (g and Hg); got {order!r}.")
@@ -232,7 +253,8 @@ def gradient_fn(
         loss = loss_fn(params, *batch)
         if jax.tree.structure(loss) != jax.tree.structure(0.0):
             raise TypeError(
-                f"loss_fn must return one scalar; it returned {_describe(loss)}. Drop "
+                f"loss_fn must return one scalar; it returned "
+                f"{_checks.described(loss)}. Drop "
                 "an auxiliary output: lambda params, *batch: "
                 "loss_fn(params, *batch)[0]."
             )
@@ -240,7 +262,7 @@ def gradient_fn(
         if jnp.shape(loss) != () or not floating:
             raise TypeError(
                 "loss_fn must return one floating-point scalar, the mean over the "
-                f"batch; it returned {_describe(loss)}. Take jnp.mean of it."
+                f"batch; it returned {_checks.described(loss)}. Take jnp.mean of it."
             )
         return loss
 
@@ -263,14 +285,6 @@ def _varying(leaf: jax.Array, axis_name: Any) -> jax.Array:
     varying = jax.typeof(leaf).manual_axis_type.varying
     missing = tuple(name for name in names if name not in varying)
     return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, tuple | list | dict):
-        return f"a {type(value).__name__} of {len(value)}"
-    if hasattr(value, "shape"):
-        return f"{value.dtype}{list(value.shape)}"
-    return f"a {type(value).__name__}"
 
 
 def _zeros_like(params: Params) -> Any:

@@ -70,6 +70,7 @@ def gradual_n_m(
     _checks.check_count(m, "m", "weights in a group")
     if not callable(n):
         _checks.check_group(n, m)
+    _checks.check_callable(score, "score", "score(params) -> scores")
 
     def pruned(params: Params, mask: Mask, step: jax.Array) -> Mask:
         number = n

@@ -63,6 +63,7 @@ def iterative_mask(
       Jorge et al., `Progressive Skeletonization <https://arxiv.org/abs/2006.09081>`_,
       ICLR 2021, Section 4 (iterative SNIP).
     """
+    _checks.check_callable(score_fn, "score_fn", "score_fn(params, *batch) -> scores")
 
     def scored(mask: Mask) -> Any:
         return score_fn(apply_mask(params, mask), *batch), mask
@@ -126,6 +127,7 @@ def force_mask(
       de Jorge et al., `Progressive Skeletonization: Trimming more fat from a network at
       initialization <https://arxiv.org/abs/2006.09081>`_, ICLR 2021, Section 4.
     """
+    _checks.check_callable(measure, "measure", "such as jp.measures.grasp")
     flow_fn = gradient_flow(
         loss_fn, order=_order_of(measure, params), axis_name=axis_name
     )
@@ -153,11 +155,15 @@ def _in_rounds(
     size = sum(p.size for p, flag in zip(leaves, flags, strict=True) if flag)
     counts = _keep_counts(sparsity, rounds, size)
 
+    def checked(mask: Mask) -> Any:
+        scores, prior = scored(mask)
+        _checks.check_like(scores, params, "scores", "params")
+        _checks.check_floating(scores, "scores")
+        return scores, prior
+
     def round_(state: tuple[Mask, jax.Array], keep: Wide) -> Any:
         mask, ok = state
-        scores, prior = scored(mask)
-        _checks.check_floating(scores, "scores")
-        _checks.check_like(scores, params, "scores", "params")
+        scores, prior = checked(mask)
         nans = [jnp.any(jnp.isnan(s)) for s in jax.tree.leaves(scores)]
         return (
             keep_at_most(scores, keep, flags, prior),
@@ -169,7 +175,7 @@ def _in_rounds(
         jnp.bool_(True),
     )
     # The whole loop in the scores' precision: batched and compiled in there, too.
-    with precision_of(jax.eval_shape(lambda mask: scored(mask)[0], start[0])):
+    with precision_of(jax.eval_shape(lambda mask: checked(mask)[0], start[0])):
         (mask, ok), _ = jax.lax.scan(round_, start, jax.tree.map(jnp.asarray, counts))
     if _checks.is_concrete(ok) and not ok:
         raise ValueError(

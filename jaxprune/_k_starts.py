@@ -125,6 +125,7 @@ def k_starts(
       Haroon, `What to Prune and What Not to Prune at Initialization
       <https://arxiv.org/abs/2209.02201>`_, 2022.
     """
+    _checks.check_key(key)
     _checks.check_count(k, "k", "masks")
     _checks.check_count(select_at, "select_at", "updates")
     if sparsity is None or jax.tree_util.all_leaves([sparsity]):

@@ -161,9 +161,10 @@ def n_m_mask(
     for path, leaf, flag in zip(
         _checks.leaf_paths(scores), jax.tree.leaves(scores), flags, strict=True
     ):
-        if flag and not -leaf.ndim <= axis < leaf.ndim:
+        if flag and axis not in range(-leaf.ndim, leaf.ndim):
             raise ValueError(
-                f"The leaf {path} of shape {leaf.shape} has no axis {axis}."
+                f"The leaf {path} of shape {leaf.shape} has no axis {axis!r}. For the "
+                "inputs of a Flax kernel pass axis=-2."
             )
         if flag and leaf.shape[axis] % m:
             raise ValueError(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import _checks, _counting, _wide
-from jaxprune._due import when_due
+from jaxprune._due import check_window, when_due
 from jaxprune._masks import best_of_each
 from jaxprune._regrown import check_resettable, fresh_where
 from jaxprune._scores import magnitude
@@ -33,6 +33,7 @@ def moving(
       moved: parameters, gradient and number, the state, and the mask in use to the new
         mask and what is grown in it.
     """
+    _checks.check_optimizer(inner, name)
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> Any:
@@ -120,6 +121,8 @@ def due_updates(every: int, until: int | None) -> Callable[[jax.Array], jax.Arra
     if until is None:
         return lambda step: step % every == 0
     _checks.check_count(until, "until", "updates", least=0)
+    if until:
+        check_window(every, until)
     return lambda step: (step % every == 0) & (step <= until)
 
 

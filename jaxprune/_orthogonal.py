@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune import _checks
 from jaxprune._masks import broadcast_sparsity, layerwise_mask
@@ -83,6 +84,10 @@ def exact_orthogonal_init(
       2024; the split between taps is that of the authors' code.
     """
     _checks.check_key(key)
+    if not _checks.is_python_number(gain) or not 0 < gain < np.inf:
+        raise ValueError(
+            f"gain must be a number above 0, such as 2**0.5; got {gain!r}."
+        )
     _checks.check_floating(params, "params")
     flags = select_prunable(params, prunable)
     leaves, structure = jax.tree.flatten(params)

@@ -39,7 +39,9 @@ def prospr(
       paper takes 3). Non-negative scores like ``params``, float32 or wider.
 
     Raises:
-      TypeError: when called, if the loss is not a scalar or a leaf is not floating.
+      TypeError: if ``learning_rate`` is no number; when called, if the loss is not a
+        scalar, a leaf is not floating, or ``batches`` is not a tuple like ``batch``.
+      ValueError: if ``learning_rate`` is below 0.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -53,6 +55,15 @@ def prospr(
       Alizadeh et al., `Prospect Pruning: Finding Trainable Weights at Initialization
       using Meta-Gradients <https://arxiv.org/abs/2202.08132>`_, ICLR 2022, Section 3.
     """
+    _checks.check_callable(loss_fn, "loss_fn", "loss_fn(params, *batch) -> loss")
+    known = _checks.is_python_number(learning_rate)
+    if not known and not isinstance(learning_rate, jax.Array):
+        raise TypeError(
+            "learning_rate must be a number, the size of a step of gradient descent; "
+            f"got {_checks.described(learning_rate)}."
+        )
+    if known and not learning_rate >= 0:
+        raise ValueError(f"learning_rate must be at least 0; got {learning_rate}.")
 
     def trained_loss(params: Params, batches: tuple[Any, ...], *batch: Any) -> Any:
         def step(params: Any, batch: Any) -> tuple[Any, None]:
@@ -63,6 +74,12 @@ def prospr(
             return stepped, None
 
         _checks.check_floating(params, "params")
+        if not isinstance(batches, tuple | list) or len(batches) != len(batch):
+            raise TypeError(
+                f"batches must be a tuple like batch, here of {len(batch)}, whose "
+                "arrays have one entry a step along their leading axis; got "
+                f"{_checks.described(batches)}."
+            )
         trained, _ = jax.lax.scan(jax.checkpoint(step), params, batches)
         return loss_fn(trained, *batch)
 

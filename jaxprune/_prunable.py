@@ -47,13 +47,27 @@ def by_path(pattern: str) -> Prunable:
     Returns:
       A function ``prunable(params)`` to a tree of Python bools.
 
+    Raises:
+      TypeError: if ``pattern`` is not a string.
+      ValueError: if it is no regular expression.
+
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> params = {"stem": {"kernel": jnp.zeros((3, 4))}, "head": jnp.zeros((4, 2))}
       >>> jp.by_path("^stem/.*kernel")(params)
       {'head': False, 'stem': {'kernel': True}}
     """
-    compiled = re.compile(pattern)
+    what = "pattern must be a regular expression to search for in paths"
+    if not isinstance(pattern, str | re.Pattern):
+        raise TypeError(
+            f"{what}, such as 'stem|head'; got {_checks.described(pattern)}."
+        )
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"{what}; got {pattern!r}: {error}. re.escape(path) takes a path as it is."
+        ) from error
 
     def prunable(params: Params) -> Any:
         return jax.tree_util.tree_map_with_path(
@@ -119,6 +133,9 @@ def divisible_by(m: int | Sequence[int], *, axis: int | Sequence[int] = -2) -> P
 
 def select_prunable(tree: Any, prunable: Prunable) -> list[bool]:
     """One bool a leaf, in leaf order: chosen by ``prunable``, and not empty."""
+    _checks.check_callable(
+        prunable, "prunable", "such as jp.matrices or jp.by_path('kernel')"
+    )
     chosen = prunable(tree)
     if jax.tree.structure(chosen) != jax.tree.structure(tree):
         raise ValueError(

@@ -46,6 +46,7 @@ def shuffle_mask(key: jax.Array, mask: Mask) -> Mask:
       Frankle et al., `Pruning Neural Networks at Initialization: Why Are We Missing the
       Mark? <https://arxiv.org/abs/2009.08576>`_, ICLR 2021.
     """
+    _checks.check_key(key)
     _checks.check_mask(mask, mask)
     leaves, structure = jax.tree.flatten(mask)
     leaves = [jnp.asarray(m) for m in leaves]

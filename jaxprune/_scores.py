@@ -60,6 +60,7 @@ def random(key: jax.Array) -> ScoreFn:
       >>> scores["w"].shape
       (2, 3)
     """
+    _checks.check_key(key)
 
     def score(params: Params, *_: Any) -> Scores:
         _checks.check_floating(params, "params")
@@ -265,7 +266,8 @@ def synflow(apply_fn: Callable[..., Any], *, dtype: Any = None) -> ScoreFn:
       ``params``, in float32, or ``dtype`` if wider.
 
     Raises:
-      TypeError: when called, if a leaf is not floating, or no output is.
+      TypeError: if ``dtype`` is not floating; when called, if a leaf is not, or no
+        output is.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -278,6 +280,12 @@ def synflow(apply_fn: Callable[..., Any], *, dtype: Any = None) -> ScoreFn:
       Tanaka et al., `Pruning neural networks without any data by iteratively conserving
       synaptic flow <https://arxiv.org/abs/2006.05467>`_, NeurIPS 2020, Section 5.
     """
+    _checks.check_callable(apply_fn, "apply_fn", "apply_fn(params, *inputs) -> outputs")
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            "dtype must be a floating-point dtype to compute in, such as jnp.float64; "
+            f"got {jnp.dtype(dtype).name}."
+        )
 
     def strength(params: Params, inputs: tuple[Any, ...]) -> jax.Array:
         outputs = jax.tree.leaves(apply_fn(params, *inputs))

@@ -76,6 +76,11 @@ def forward_sparse(
       <https://arxiv.org/abs/2106.03517>`_, NeurIPS 2020, Section 2.1.
     """
     _check_decay(decay)
+    _checks.check_callable(fn, "fn", "fn(params, *args)")
+    for name, value in (("mask_fn", mask_fn), ("backward", backward or mask_fn)):
+        _checks.check_callable(
+            value, name, "params -> mask (a mask in hand is lambda _: mask)"
+        )
 
     @functools.wraps(fn)
     def sparse_fn(params: Params, *args: Any, **kwargs: Any) -> Any:

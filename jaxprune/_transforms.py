@@ -124,6 +124,7 @@ def sparse(
       >>> optax.apply_updates(params, updates)
       {'w': Array([0.5, 0. ], dtype=float32)}
     """
+    _checks.check_optimizer(inner, "sparse")
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> SparseWrapperState:
@@ -197,6 +198,7 @@ def gradual(
     """
     if not callable(sparsity):
         _checks.check_sparsity(sparsity)
+    _checks.check_callable(score, "score", "score(params) -> scores")
 
     def pruned(params: Params, mask: Mask, step: jax.Array) -> Mask:
         target = sparsity(step) if callable(sparsity) else sparsity

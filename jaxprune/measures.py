@@ -16,9 +16,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune import _checks
-from jaxprune._flow import Flow
+from jaxprune._flow import Flow, check_flow
 from jaxprune._prunable import matrices, select_prunable
 from jaxprune._types import Params, Prunable, Real, Scores
 
@@ -32,6 +33,9 @@ def magnitude(flow: Flow) -> Scores:
     Returns:
       Non-negative scores like the weights, float32 or wider.
 
+    Raises:
+      TypeError: if ``flow`` is not a `jaxprune.Flow`.
+
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> flow = jp.gradient_flow(lambda p: p**3)(jnp.array(-2.0))  # g = 12
@@ -42,7 +46,7 @@ def magnitude(flow: Flow) -> Scores:
       Han et al., `Learning both Weights and Connections for Efficient Neural Networks
       <https://arxiv.org/abs/1506.02626>`_, NeurIPS 2015, Section 3.
     """
-    return jax.tree.map(jnp.abs, flow.params)
+    return jax.tree.map(jnp.abs, check_flow(flow).params)
 
 
 def taylor(flow: Flow) -> Scores:
@@ -57,6 +61,9 @@ def taylor(flow: Flow) -> Scores:
     Returns:
       Signed scores like the weights, float32 or wider.
 
+    Raises:
+      TypeError: if ``flow`` is not a `jaxprune.Flow`.
+
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> flow = jp.gradient_flow(lambda p: p**3)(jnp.array(-2.0))  # g = 12
@@ -67,6 +74,7 @@ def taylor(flow: Flow) -> Scores:
       Molchanov et al., `Pruning Convolutional Neural Networks for Resource Efficient
       Inference <https://arxiv.org/abs/1611.06440>`_, ICLR 2017, Section 2.2.
     """
+    check_flow(flow)
     return jax.tree.map(jnp.multiply, flow.params, flow.gradient)
 
 
@@ -119,6 +127,7 @@ def biased_loss(flow: Flow, *, origin: Params | None = None) -> Scores:
       Lubana & Dick, `A Gradient Flow Framework for Analyzing Network Pruning
       <https://arxiv.org/abs/2009.11839>`_, ICLR 2021.
     """
+    check_flow(flow)
     moved = flow.params
     if origin is not None:
         _checks.check_like(origin, flow.params, "origin", "the flow's params")
@@ -150,7 +159,7 @@ def grasp(flow: Flow) -> Scores:
       Wang et al., `Picking Winning Tickets Before Training by Preserving Gradient Flow
       <https://arxiv.org/abs/2002.07376>`_, ICLR 2020, Section 4.
     """
-    return jax.tree.map(jnp.multiply, flow.params, _hessian_gradient(flow))
+    return jax.tree.map(jnp.multiply, check_flow(flow).params, _hessian_gradient(flow))
 
 
 def gradient_preservation(flow: Flow) -> Scores:
@@ -190,6 +199,9 @@ def fisher(flow: Flow) -> Scores:
     Returns:
       Non-negative scores like the weights, float32 or wider.
 
+    Raises:
+      TypeError: if ``flow`` is not a `jaxprune.Flow`.
+
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> flow = jp.gradient_flow(lambda p: p**3)(jnp.array(-2.0))  # g = 12
@@ -200,6 +212,7 @@ def fisher(flow: Flow) -> Scores:
       Theis et al., `Faster gaze prediction with dense networks and Fisher pruning
       <https://arxiv.org/abs/1801.05787>`_, 2018, Section 2.
     """
+    check_flow(flow)
     return jax.tree.map(lambda p, s: p**2 * s, flow.params, flow.squared_gradient)
 
 
@@ -249,7 +262,7 @@ def drive(
       <https://arxiv.org/abs/2404.03687>`_, 2024.
     """
     check_drive(weights, normalize, combine)
-    flags = select_prunable(flow.params, prunable)
+    flags = select_prunable(check_flow(flow).params, prunable)
     survivors = [p != 0 for p in jax.tree.leaves(flow.params)]
 
     def normalized(tree: Any) -> Any:
@@ -290,10 +303,11 @@ def drive(
 
 def check_drive(weights: tuple[Real, Real, Real], normalize: str, combine: str) -> None:
     """Raises unless `drive` knows what it is asked for."""
-    if not all(w >= 0 for w in weights) or not any(weights):
+    three = np.shape(weights) == (3,)
+    if not three or not all(w >= 0 for w in weights) or not any(weights):
         raise ValueError(
-            "weights are those of |θ|, |θ g| and |g|, not negative and not all 0; got "
-            f"{weights}."
+            "weights are three numbers, those of |θ|, |θ g| and |g|, not negative and "
+            f"not all 0; got {weights}."
         )
     if normalize not in ("sum", "mean", "rank", "none"):
         raise ValueError(

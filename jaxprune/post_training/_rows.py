@@ -56,6 +56,7 @@ def row_mask(
     """
     _checks.check_floating(scores, "scores")
     _checks.check_no_nans(scores, "scores")
+    _checks.check_sparsity(sparsity)
     sparsity = _checks.static_sparsity(sparsity, "row_mask", "sparsity")
     flags = select_prunable(scores, prunable)
     leaves, structure = jax.tree.flatten(scores)
@@ -91,8 +92,10 @@ def _axes(axis: Any, path: str, leaf: Any) -> tuple[int, ...]:
             )
         axis = axis[path]
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
-    if not axes or not all(-leaf.ndim <= a < leaf.ndim for a in axes):
+    known = range(-leaf.ndim, leaf.ndim)
+    if not axes or not all(a in known for a in axes):
         raise ValueError(
-            f"The leaf {path} of shape {leaf.shape} does not have the axes {axes}."
+            f"The leaf {path} of shape {leaf.shape} does not have the axes {axes}: "
+            f"axis numbers one or more, from {known[0]} to {known[-1]}."
         )
     return tuple(sorted({a % leaf.ndim for a in axes}))

@@ -86,7 +86,9 @@ def sparse_gpt(
       in One-Shot <https://arxiv.org/abs/2301.00774>`_, ICML 2023, Algorithm 1.
     """
     _check_options(sparsity, n_m, block, damping)
+    _checks.check_callable(fn, "fn", "fn(params, batch) -> outputs")
     _checks.check_floating(params, "params")
+    _checks.check_batches(batches)
     flags = select_prunable(params, prunable)
     first = _first(batches)
     capture = layouts_of(fn, params, (first,), flags)
@@ -226,6 +228,8 @@ def _check_options(sparsity: Any, n_m: Any, block: Any, damping: Any) -> None:
         _checks.static_sparsity(sparsity, "sparse_gpt", "sparsity")
     _checks.check_count(block, "block", "columns")
     if n_m is not None:
+        if not isinstance(n_m, tuple | list) or len(n_m) != 2:
+            raise ValueError(f"n_m must be two numbers, (2, 4) for 2:4; got {n_m!r}.")
         n, m = n_m
         _checks.check_count(m, "m", "weights in a group")
         _checks.check_group(n, m)

@@ -61,6 +61,7 @@ def wanda(fn: Callable[..., Any], *, prunable: Prunable = matrices) -> ScoreFn:
       Sun et al., `A Simple and Effective Pruning Approach for Large Language Models
       <https://arxiv.org/abs/2306.11695>`_, ICLR 2024, Section 3.
     """
+    _checks.check_callable(fn, "fn", "fn(params, *inputs) -> outputs")
 
     def score(params: Params, *inputs: Any) -> Scores:
         _checks.check_floating(params, "params")

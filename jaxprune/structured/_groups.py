@@ -146,6 +146,26 @@ def channel_groups(fn: Callable[..., Any], params: Any, *inputs: Any) -> Groups:
     return _Reader(trace, _checks.leaf_paths(params)).groups()
 
 
+def check_groups(groups: Any) -> None:
+    """Raises unless every one of ``groups`` is a `Group`."""
+    if isinstance(groups, Group) or not all(isinstance(g, Group) for g in groups):
+        raise TypeError(
+            "groups must be what channel_groups(fn, params, *inputs) returned; got "
+            f"{_checks.described(groups)}."
+        )
+
+
+def check_member(shape: tuple[int, ...], member: Member, group: Group, of: str) -> None:
+    """Raises unless a leaf of a shape has the positions of a member."""
+    last = int(member.index.max())
+    if len(shape) <= member.axis or shape[member.axis] <= last:
+        raise ValueError(
+            f"The leaf {member.path} of {of} is {shape}, but the group {group.name} "
+            f"has a channel at position {last} of its axis {member.axis}. Pass groups "
+            "found for the same params."
+        )
+
+
 def check_arrays(params: Any) -> None:
     """Raises unless every leaf of ``params`` is an array, or looks like one."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

@@ -11,7 +11,12 @@ import numpy as np
 
 from jaxprune import _checks
 from jaxprune._types import Real
-from jaxprune.structured._groups import Group, check_arrays
+from jaxprune.structured._groups import (
+    Group,
+    check_arrays,
+    check_groups,
+    check_member,
+)
 
 Removed = dict[tuple[str, int], list[np.ndarray]]
 """For the path and axis of a leaf: the positions that are removed."""
@@ -88,6 +93,8 @@ def structured_mask(
             f'budget must be "channels", "params" or a function of a mask; got '
             f"{budget!r}."
         )
+    check_groups(groups)
+    _check_members(groups, params)
     _check_protected(groups, protect)
     scores = _values(group_scores, groups)
     floors = [g.size if g.name in protect else _floor(min_keep, g) for g in groups]
@@ -121,7 +128,13 @@ def structured_mask(
             return sum(map(rounded, keep(taken), groups))
         if budget == "params":
             return _count(params, gone(keep(taken)))
-        return float(budget(_mask(params, gone(keep(taken)))))  # pyright: ignore[reportCallIssue]
+        found = budget(_mask(params, gone(keep(taken))))  # pyright: ignore[reportCallIssue]
+        if not np.ndim(found) == 0 or found is None or not np.isfinite(found):
+            raise ValueError(
+                "budget must return a finite number for every mask, such as "
+                f"cost(fn, params, x, mask=mask).sparse_flops; got {found!r}."
+            )
+        return float(found)
 
     whole = left(0)
     target = float(sparsity) * whole
@@ -162,6 +175,20 @@ def _values(group_scores: Sequence[Any], groups: Sequence[Group]) -> list[np.nda
                 "overflows; to mean 'always keep' or 'remove first', use inf or -inf."
             )
     return [np.asarray(scores) for scores in group_scores]
+
+
+def _check_members(groups: Sequence[Group], params: Any) -> None:
+    """Raises unless the parameters have what the groups were found in."""
+    paths, leaves = _checks.leaf_paths(params), jax.tree.leaves(params)
+    shapes = dict(zip(paths, map(np.shape, leaves), strict=True))
+    for group in groups:
+        for member in group.members:
+            if member.path not in shapes:
+                raise ValueError(
+                    f"The group {group.name} has a member {member.path}, which params "
+                    "lacks. Pass groups found for the same params."
+                )
+            check_member(shapes[member.path], member, group, "params")
 
 
 def _check_protected(groups: Sequence[Group], protect: Collection[str]) -> None:

@@ -65,6 +65,11 @@ def narrow_module(model: Any, mask: Any, groups: Sequence[Group]) -> Any:
     """
     from flax import nnx
 
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"model must be an nnx.Module; got {_checks.described(model)}. A function "
+            "and its parameters are for shrink, a tree of parameters for narrow."
+        )
     small = nnx.clone(model)
     variables = dict(nnx.to_flat_state(nnx.state(small)))
     names = {"/".join(map(str, path)): path for path in variables}

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxprune import _checks
 from jaxprune._summary import check_concrete
 from jaxprune.structured._adapters import divides, take
-from jaxprune.structured._groups import Group
+from jaxprune.structured._groups import Group, check_groups, check_member
 
 Removed = dict[tuple[str, int], np.ndarray]
 """For the path and axis of every narrowed leaf: which positions are removed."""
@@ -51,7 +51,8 @@ def narrow(tree: Any, mask: Any, groups: Sequence[Group]) -> Any:
       >>> jax.tree.map(jnp.shape, optax.tree.get(small, "trace"))
       {'v': (3, 2), 'w': (8, 3)}
     """
-    shapes, axes = _shapes(mask), _by_path(removed_positions(mask, mask, groups))
+    axes = _by_path(removed_positions(mask, mask, groups))
+    shapes = _shapes(mask)
     leaves, structure = jax.tree.flatten(tree)
     owners = [_parameter(path, shapes) for path in _checks.leaf_paths(tree)]
     chosen = {
@@ -76,6 +77,7 @@ def narrow(tree: Any, mask: Any, groups: Sequence[Group]) -> Any:
 
 def removed_positions(mask: Any, params: Any, groups: Sequence[Group]) -> Removed:
     """Reads off a mask which positions of which axes its removed channels take."""
+    check_groups(groups)
     _checks.check_mask(mask, params)
     removed: Removed = {}
     for group, gone in zip(groups, channels_removed(mask, groups), strict=True):
@@ -94,6 +96,7 @@ def removed_positions(mask: Any, params: Any, groups: Sequence[Group]) -> Remove
 
 def channels_removed(mask: Any, groups: Sequence[Group]) -> list[np.ndarray]:
     """For every group: of which channels the mask is False on all slices."""
+    check_groups(groups)
     _checks.check_mask(mask, mask)
     check_concrete(mask, "shrink")
     leaves = dict(zip(_checks.leaf_paths(mask), jax.tree.leaves(mask), strict=True))
@@ -102,6 +105,7 @@ def channels_removed(mask: Any, groups: Sequence[Group]) -> list[np.ndarray]:
         gone = np.ones(group.size, bool)
         for member in group.members:
             leaf = _member_leaf(leaves, member.path, group)
+            check_member(leaf.shape, member, group, "mask")
             others = tuple(i for i in range(leaf.ndim) if i != member.axis)
             gone &= ~np.any(leaf, axis=others)[member.index].any(1)
         found.append(gone)

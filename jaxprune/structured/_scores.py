@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _checks
-from jaxprune.structured._groups import Group, Member
+from jaxprune.structured._groups import Group, Member, check_groups, check_member
 
 _REDUCTIONS = ("sum", "abs_sum", "l2", "mean")
 _MEMBERS = ("producers", "all")
@@ -51,7 +51,9 @@ def group_scores(
       ``reduce`` is "sum" or "mean" and ``scores`` is.
 
     Raises:
-      ValueError: if an option is unknown, or ``scores`` lacks a member.
+      ValueError: if an option is unknown, or ``scores`` lacks a member, or has it in
+        another shape.
+      TypeError: if ``groups`` are not groups, or a score is not floating.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
@@ -72,6 +74,7 @@ def group_scores(
     ):
         if value not in allowed:
             raise ValueError(f"{option} must be one of {allowed}; got {value!r}.")
+    check_groups(groups)
     leaves = dict(zip(_checks.leaf_paths(scores), jax.tree.leaves(scores), strict=True))
     return tuple(
         _scored(leaves, group, reduce, members == "producers") for group in groups
@@ -91,7 +94,10 @@ def _scored(
                 "the tree that the groups were found for, or a part that holds all "
                 'producers; members="all" needs every member.'
             )
-        weights = _weights(jnp.asarray(leaves[member.path]), member)
+        leaf = leaves[member.path]
+        _checks.check_floating({member.path: leaf}, "scores")
+        check_member(jnp.shape(leaf), member, group, "scores")
+        weights = _weights(jnp.asarray(leaf), member)
         weights = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
         count += weights.shape[1]
         total = total + jnp.sum(weights**2 if reduce == "l2" else weights, axis=1)
