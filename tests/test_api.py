@@ -1,6 +1,8 @@
 """The public surface: named once, keyword-only options, formulas."""
 
 import inspect
+import subprocess
+import sys
 
 import pytest
 
@@ -65,3 +67,18 @@ def test_options_are_keyword_only_and_keys_are_called_key(name):
             first = name in ("keep_sparse", "sparse", "sparsity", "dissipating")
             allowed = parameter.name in ("mask", "params", "sparsity") and first
             assert allowed or parameter.kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def test_importing_brings_nothing_heavy():
+    """0.05 s beyond jax, optax and chex: what would cost more is imported when used."""
+    code = (
+        "import sys, jax, optax, chex; before = set(sys.modules); import jaxprune; "
+        "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    foreign = set(done.stdout.split()) - set(sys.stdlib_module_names)
+    # wadler_lindig is what jaxtyping prints with.
+    known = {"jaxprune", "jax", "jaxlib", "numpy", "jaxtyping", "wadler_lindig"}
+    assert "jaxprune" in foreign and foreign <= known
