@@ -1,7 +1,7 @@
 """LeNet-5 on MNIST: iterative pruning, DRIVE, and K-starts with dissipating gradients.
 
 The network has no normalisation: at a learning rate of 0.1 it does not learn when dense
-(14 % of the images it is validated on), so the rate is near Caffe's 0.01.
+(11 to 17 % of the images it is validated on), so the rate is near Caffe's 0.01.
 
 Run: python -m experiments.run mnist_lenet5 --data.dir=<TFDS folder>
 """
