@@ -20,10 +20,10 @@ from jaxprune._dynamic import granet as granet
 from jaxprune._dynamic import rigl as rigl
 from jaxprune._dynamic import set_training as set_training
 from jaxprune._flow import Flow as Flow
-from jaxprune._flow import FlowRates as FlowRates
-from jaxprune._flow import flow_rates as flow_rates
 from jaxprune._flow import gradient_flow as gradient_flow
 from jaxprune._flow import mean_flow as mean_flow
+from jaxprune._flow_rates import FlowRates as FlowRates
+from jaxprune._flow_rates import flow_rates as flow_rates
 from jaxprune._gradual_n_m import gradual_n_m as gradual_n_m
 from jaxprune._iterative import force_mask as force_mask
 from jaxprune._iterative import iterative_mask as iterative_mask
@@ -35,7 +35,7 @@ from jaxprune._mask_files import save_mask as save_mask
 from jaxprune._masks import apply_mask as apply_mask
 from jaxprune._masks import global_mask as global_mask
 from jaxprune._masks import layerwise_mask as layerwise_mask
-from jaxprune._masks import n_m_mask as n_m_mask
+from jaxprune._n_m import n_m_mask as n_m_mask
 from jaxprune._orthogonal import exact_orthogonal_init as exact_orthogonal_init
 from jaxprune._prospr import prospr as prospr
 from jaxprune._prunable import by_path as by_path
@@ -51,7 +51,6 @@ from jaxprune._scores import grasp as grasp
 from jaxprune._scores import magnitude as magnitude
 from jaxprune._scores import random as random
 from jaxprune._scores import snip as snip
-from jaxprune._scores import synflow as synflow
 from jaxprune._sparse_mup import SparseMup as SparseMup
 from jaxprune._sparse_mup import scale_leaves as scale_leaves
 from jaxprune._sparse_mup import sparse_mup as sparse_mup
@@ -61,6 +60,7 @@ from jaxprune._straight_through import forward_sparse as forward_sparse
 from jaxprune._summary import Summary as Summary
 from jaxprune._summary import sparsity as sparsity
 from jaxprune._summary import summary as summary
+from jaxprune._synflow import synflow as synflow
 from jaxprune._transforms import SparseState as SparseState
 from jaxprune._transforms import SparseWrapperState as SparseWrapperState
 from jaxprune._transforms import gradual as gradual

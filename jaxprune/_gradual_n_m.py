@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import _checks
-from jaxprune._masks import apply_mask, n_m_mask
+from jaxprune._masks import apply_mask
+from jaxprune._n_m import n_m_mask
 from jaxprune._prunable import matrices
 from jaxprune._scores import magnitude
 from jaxprune._transforms import pruning

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from jaxprune import _checks, _counting, _wide
 from jaxprune._placement import placed_like
-from jaxprune._precision import precision_of
 from jaxprune._prunable import matrices, select_prunable
 from jaxprune._selection import select
 from jaxprune._types import Mask, Params, Prunable, Scores
@@ -62,8 +61,8 @@ def global_mask(
     """
     _checks.check_sparsity(sparsity)
     _checks.check_count(min_keep, "min_keep", "weights", least=0)
-    flags = _check_scores(scores, prunable, prior)
-    chosen, eligible = _prunable_leaves(scores, flags, prior)
+    flags = check_scores(scores, prunable, prior)
+    chosen, eligible = prunable_leaves(scores, flags, prior)
     size = sum(leaf.size for leaf in chosen)
     keep = keep_count(sparsity, size)
     floor = sum(min(min_keep, leaf.size) for leaf in chosen)
@@ -73,7 +72,7 @@ def global_mask(
             f"leaves, but sparsity={sparsity} keeps only {_wide.to_int(keep)} of "
             f"{size}. Lower one of them."
         )
-    return _assemble(scores, flags, _global(chosen, keep, eligible, min_keep), prior)
+    return assemble(scores, flags, _global(chosen, keep, eligible, min_keep), prior)
 
 
 def layerwise_mask(
@@ -111,69 +110,13 @@ def layerwise_mask(
       {'a': Array([[False,  True]], dtype=bool), 'b': Array([[ True, False]],
       dtype=bool)}
     """
-    flags = _check_scores(scores, prunable, prior)
+    flags = check_scores(scores, prunable, prior)
     sparsities = broadcast_sparsity(sparsity, scores, flags)
-    chosen, eligible = _prunable_leaves(scores, flags, prior)
+    chosen, eligible = prunable_leaves(scores, flags, prior)
     counts = [
         keep_count(s, leaf.size) for s, leaf in zip(sparsities, chosen, strict=True)
     ]
-    return _assemble(scores, flags, best_of_each(chosen, counts, eligible), prior)
-
-
-def n_m_mask(
-    scores: Scores,
-    n: Any,
-    m: int,
-    *,
-    axis: int = -2,
-    prunable: Prunable = matrices,
-) -> Mask:
-    """Keeps the ``n`` best of every ``m`` consecutive weights along an axis.
-
-    The pattern that sparse tensor cores read (2:4). Ties go to the lower index; NaN
-    ranks below -inf.
-
-    Args:
-      scores: a tree of floating arrays, larger = keep.
-      n: weights kept in every group, in [0, m]; it may be traced.
-      m: the size of a group, at least 1.
-      axis: the axis cut into groups; -2 is the reduction axis of Flax kernels.
-      prunable: which leaves take part; `divisible_by` leaves those that do not divide
-        dense.
-
-    Returns:
-      A mask with the structure, shapes and sharding of ``scores``.
-
-    Raises:
-      ValueError: if ``n > m``, a prunable leaf's axis is not a multiple of ``m``,
-        nothing is prunable, or, outside ``jit``, a score is NaN.
-      TypeError: if a leaf is not floating.
-
-    Example:
-      >>> import jax.numpy as jnp, jaxprune as jp
-      >>> scores = jnp.array([[4.0], [1.0], [2.0], [3.0]])
-      >>> jp.n_m_mask(scores, 2, 4)[:, 0]
-      Array([ True, False, False,  True], dtype=bool)
-    """
-    _checks.check_count(m, "m", "weights in a group")
-    _checks.check_group(n, m)
-    flags = _check_scores(scores, prunable, None)
-    for path, leaf, flag in zip(
-        _checks.leaf_paths(scores), jax.tree.leaves(scores), flags, strict=True
-    ):
-        if flag and axis not in range(-leaf.ndim, leaf.ndim):
-            raise ValueError(
-                f"The leaf {path} of shape {leaf.shape} has no axis {axis!r}. For the "
-                "inputs of a Flax kernel pass axis=-2."
-            )
-        if flag and leaf.shape[axis] % m:
-            raise ValueError(
-                f"The leaf {path} of shape {leaf.shape} has {leaf.shape[axis]} entries "
-                f"along axis {axis}, not a multiple of m={m}. Pass "
-                f"prunable=jp.divisible_by({m}) to leave such leaves dense."
-            )
-    chosen, _ = _prunable_leaves(scores, flags, None)
-    return _assemble(scores, flags, [best_of_groups(x, n, m, axis) for x in chosen])
+    return assemble(scores, flags, best_of_each(chosen, counts, eligible), prior)
 
 
 def apply_mask(params: Params, mask: Mask) -> Params:
@@ -208,11 +151,11 @@ def keep_at_most(
     scores: Scores, keep: Wide, flags: Sequence[bool], prior: Mask
 ) -> Mask:
     """`global_mask` for a count that is at hand already, static or traced."""
-    chosen, eligible = _prunable_leaves(scores, flags, prior)
-    return _assemble(scores, flags, _global(chosen, keep, eligible, 0), prior)
+    chosen, eligible = prunable_leaves(scores, flags, prior)
+    return assemble(scores, flags, _global(chosen, keep, eligible, 0), prior)
 
 
-def _check_scores(scores: Any, prunable: Prunable, prior: Any) -> list[bool]:
+def check_scores(scores: Any, prunable: Prunable, prior: Any) -> list[bool]:
     _checks.check_floating(scores, "scores")
     _checks.check_no_nans(scores, "scores")
     if prior is not None:
@@ -220,7 +163,7 @@ def _check_scores(scores: Any, prunable: Prunable, prior: Any) -> list[bool]:
     return select_prunable(scores, prunable)
 
 
-def _prunable_leaves(
+def prunable_leaves(
     scores: Any, flags: Sequence[bool], prior: Any
 ) -> tuple[list[jax.Array], list[jax.Array] | None]:
     def chosen(tree: Any) -> list[jax.Array]:
@@ -293,34 +236,7 @@ def best_of_each(
     return _counting.unstacked(masks, stacks)
 
 
-@jax.jit(static_argnums=(2, 3))
-def best_of_groups(scores: jax.Array, n: Any, m: int, axis: int) -> jax.Array:
-    """Marks the ``n`` largest of every ``m`` consecutive entries along an axis."""
-    with precision_of(scores):
-        return _best_by_rank(scores, n, m, axis % scores.ndim)
-
-
-def _best_by_rank(scores: jax.Array, n: Any, m: int, axis: int) -> jax.Array:
-    """Ranks each weight in its group by comparing it with the m - 1 others."""
-    shape = (
-        *scores.shape[:axis],
-        scores.shape[axis] // m,
-        m,
-        *scores.shape[axis + 1 :],
-    )
-    groups = scores.reshape(shape)
-    index = jax.lax.broadcasted_iota(jnp.int32, shape, axis + 1)
-    rank = jnp.zeros_like(groups, dtype=jnp.int32)
-    for j in range(m):
-        other = jax.lax.slice_in_dim(groups, j, j + 1, axis=axis + 1)
-        missing, other_missing = groups != groups, other != other
-        ahead = (other > groups) | (missing & ~other_missing)
-        tied = (other == groups) | (missing & other_missing)
-        rank = rank + (ahead | (tied & (j < index))).astype(jnp.int32)
-    return (rank < n).reshape(scores.shape)
-
-
-def _assemble(
+def assemble(
     scores: Any, flags: Sequence[bool], masks: Sequence[jax.Array], prior: Any = None
 ) -> Any:
     """Puts the masks of the prunable leaves into a tree; the rest stays as it was."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _wide
-from jaxprune._masks import best_of_groups
+from jaxprune._n_m import best_of_groups
 from jaxprune._selection import select
 
 _dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
