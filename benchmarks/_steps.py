@@ -25,7 +25,8 @@ def train_step(
       tx: the optimizer.
       loss: another loss than the problem's.
       params: other weights than the problem's to start from.
-      seeds: so many networks in one vmapped step; None is one, without vmap.
+      seeds: so many networks, each with a batch of its own, in one vmapped step; None
+        is one, without vmap.
     """
     gradient_fn = jax.grad(problem.loss if loss is None else loss)
 
@@ -34,20 +35,21 @@ def train_step(
         updates, opt_state = tx.update(gradient, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    init = tx.init
+    init, batch = tx.init, problem.batch
     params = jax.tree.map(jnp.copy, problem.params if params is None else params)
     if seeds is not None:
-        batched = (0, 0, *[None] * len(problem.batch))
-        step, init = jax.vmap(step, in_axes=batched), jax.vmap(init)
-        params = jax.tree.map(lambda p: jnp.stack([p] * seeds), params)
+        step, init = jax.vmap(step), jax.vmap(init)
+        params, batch = jax.tree.map(
+            lambda x: jnp.stack([x] * seeds), (params, problem.batch)
+        )
     state = (params, init(params))
-    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(*state, *problem.batch)
+    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(*state, *batch)
     compiled = lowered.compile()
-    jax.block_until_ready(compiled(*jax.tree.map(jnp.copy, state), *problem.batch))
+    jax.block_until_ready(compiled(*jax.tree.map(jnp.copy, state), *batch))
 
     def take() -> tuple[Any, Any]:
         nonlocal state
-        state = compiled(*state, *problem.batch)
+        state = compiled(*state, *batch)
         return state
 
     return take

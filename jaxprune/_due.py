@@ -1,5 +1,6 @@
 """Work that is due on some steps only, and costs nothing on the others."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,17 +11,41 @@ import jax.numpy as jnp
 def when_due(due: jax.Array, fn: Callable[[Any], Any], value: Any) -> Any:
     """Returns ``fn(value)`` where due, else ``value``.
 
-    A loop of one turn or none. Under ``vmap``, ``lax.cond`` with a batched flag becomes
-    a select that always does the work; a loop is entered only if it is due in any lane,
-    and in it each lane chooses by its own flag. And a loop carries ``value`` in place,
-    where both branches of a ``cond`` would write it anew.
+    A loop of one turn or none, and a branch in it. The loop carries ``value`` in place,
+    where both branches of a ``cond`` alone would write it anew. The branch holds back
+    what ``fn`` computes from anything else, which XLA would move out of the loop and so
+    run on every step.
+
+    Under ``vmap`` a ``cond`` with a batched flag is a select, which always does the
+    work. So loop and branch are entered if it is due in any lane, by a flag without a
+    batch axis, and inside each lane chooses by its own.
     """
 
     def turn(carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
-        due, value = carry
-        return jnp.zeros_like(due), fn(value)
+        first, value = carry
+        in_lane = functools.partial(jax.lax.cond, due, fn, _same)
+        return jnp.zeros_like(first), jax.lax.cond(first, in_lane, _same, value)
 
-    return jax.lax.while_loop(lambda carry: carry[0], turn, (due, value))[1]
+    start = (_in_any_lane(due), value)
+    return jax.lax.while_loop(lambda carry: carry[0], turn, start)[1]
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+@jax.custom_batching.custom_vmap
+def _in_any_lane(flag: jax.Array) -> jax.Array:
+    """The flag; under ``vmap`` one flag for all lanes, True if it is so in any."""
+    return flag
+
+
+@_in_any_lane.def_vmap
+def _over_lanes(
+    axis_size: int, in_batched: list[bool], flag: jax.Array
+) -> tuple[jax.Array, bool]:
+    del axis_size
+    return _in_any_lane(jnp.any(flag, axis=0) if in_batched[0] else flag), False
 
 
 def check_window(every: int, until: int) -> None:

@@ -60,7 +60,7 @@ def rigl(
     a 0, with a gradient of 0; it trains from the next update on. For the rest this is
     `sparse`: the optimizer sees the gradients of kept weights only, and on a due
     update, of those kept before and after. (On a due update any weight that is exactly
-    0 and has a gradient of exactly 0 stays 0, whatever the optimizer would make of it.)
+    0 stays 0, whatever the optimizer would make of it.)
 
     Weights are judged by the parameters and the dense gradient that the update is
     given, as in the paper, and these are read on due updates only. There the paper

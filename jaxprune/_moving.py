@@ -63,10 +63,9 @@ def moving(
         )
         gradient = zeroed(gradient, mask)
         updates, inner_state = inner.update(gradient, inner_state, params, **extra)
-        # What is grown is 0 and has no gradient; some optimizers would move it yet.
-        trained = jax.tree.map(
-            lambda m, g, p: m & (~is_due | (g != 0) | (p != 0)), mask, gradient, params
-        )
+        # What is grown is 0 and has no gradient; some optimizers would move it yet. To
+        # ask for the gradient too, and so spare others, is a pass over it on every step.
+        trained = jax.tree.map(lambda m, p: m & (~is_due | (p != 0)), mask, params)
         state = state._replace(step=step, mask=mask, inner_state=inner_state)
         return enforced(updates, trained, params), state
 

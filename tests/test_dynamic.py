@@ -1,5 +1,7 @@
 """Masks that move: RigL, SET and GraNet against NumPy, and what a grown weight has."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -326,6 +328,23 @@ def test_it_works_on_due_updates_only_also_under_vmap(rule):
         seen.append(len(calls))
     once = seen[3]
     assert once >= 1 and seen == [0, 0, 0, once, once, once, once, 2 * once]
+
+
+def test_the_compiler_moves_no_draw_out_of_a_due_update_under_vmap():
+    tx = jp.set_training(
+        optax.sgd(0.1), MASK, key=jax.random.key(0), every=4, until=None
+    )
+    params = jax.tree.map(lambda p: jnp.stack([p, p]), PARAMS)
+    compiled = jax.jit(jax.vmap(training_step(tx))).lower(
+        params, jax.vmap(tx.init)(params)
+    )
+    computations = re.split(r"\n(?=(?:ENTRY )?%)", compiled.compile().as_text())
+    entry = next(text for text in computations if text.startswith("ENTRY"))
+    fused = {name for name in re.findall(r"calls=(%[\w.]+)", entry)}
+    every_step = [entry] + [c for c in computations if c.split()[0] in fused]
+    drawing = re.compile(r" (xor|shift-right-logical|rng-bit-generator)\(")
+    assert drawing.search("\n".join(computations))
+    assert not drawing.search("\n".join(every_step))
 
 
 def test_each_lane_may_have_its_own_key():
