@@ -63,8 +63,8 @@ def moving(
         )
         gradient = zeroed(gradient, mask)
         updates, inner_state = inner.update(gradient, inner_state, params, **extra)
-        # What is grown is 0 and has no gradient; some optimizers would move it yet. To
-        # ask for the gradient too, and so spare others, is a pass over it on every step.
+        # What is grown is 0 and has no gradient; some optimizers would move it yet.
+        # That others at 0 wait as well spares every step a pass over the gradient.
         trained = jax.tree.map(lambda m, p: m & (~is_due | (p != 0)), mask, params)
         state = state._replace(step=step, mask=mask, inner_state=inner_state)
         return enforced(updates, trained, params), state
