@@ -6,6 +6,9 @@ The pages of ``docs/`` run when they are built.
 import json
 import pathlib
 import re
+import subprocess
+import sys
+import tomllib
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +53,22 @@ LINKS = re.findall(r"^\| \[`(\w+)`\]\((\S+)\)", README, re.M)
 
 def test_the_table_is_the_one_that_is_written_from_the_results():
     assert methods.filled(README, RESULTS) == README
+
+
+def test_the_oldest_versions_are_the_lower_bounds_that_are_tested():
+    script = ROOT / ".github" / "oldest.py"
+    pins = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=True
+    ).stdout
+    stated = re.search(r"Oldest versions.*?flax [\d.]+\d", README, re.DOTALL)[0]
+    versions = dict(re.findall(r"(\w+) (\d[\d.]*\d)", stated))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f">={versions.pop('Python')}" == project["requires-python"]
+    for pin in pins.split():
+        name, version = pin.split("==")
+        padded = version + ".0" * (2 - version.count("."))
+        assert versions.pop(name) == padded
+    assert not versions
 
 
 @pytest.fixture
