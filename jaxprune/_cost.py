@@ -219,10 +219,10 @@ def _pallas_call(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]
 
 
 def _shard_map(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
-    mesh = eqn.params["mesh"]
-    return _repeated(
-        eqn, values, math.prod(mesh.shape[a] for a in eqn.params["newly_manual_axes"])
-    )
+    mesh, names = eqn.params["mesh"], {"newly_manual_axes", "manual_axes"}
+    # One name is that of jax 0.10.2 and later, the other that of versions before.
+    (axes,) = (eqn.params[name] for name in names & set(eqn.params))
+    return _repeated(eqn, values, math.prod(mesh.shape[axis] for axis in axes))
 
 
 def _repeated(
