@@ -71,7 +71,8 @@ def _section(folder: pathlib.Path, found: Mapping[str, Any]) -> str:
         f"## {name}\n",
         f"{about}\n",
         f"    python -m experiments.run {' '.join(place['command'])}{data}\n",
-        f"Seeds: {config['seeds']}; epochs: {config['epochs']}; images: {images}. "
+        f"Seeds: {_seeds(config['seeds'], module.config.seeds)}; "
+        f"epochs: {config['epochs']}; images: {images}. "
         f"{found['seconds'] / 60:.0f} minutes on {place['cpu_count']} cores "
         f"({place['device']}); Python {place['python']}, {versions}; commit "
         f"{(place['commit'] or 'unknown')[:12]}. Scored {found['scored']}.\n",
@@ -79,6 +80,10 @@ def _section(folder: pathlib.Path, found: Mapping[str, Any]) -> str:
         *figures,
     ]
     return "\n".join(lines) + "\n"
+
+
+def _seeds(run: int, wanted: int) -> str:
+    return str(run) if run >= wanted else f"{run} of {wanted} (not run: the others)"
 
 
 def _comparison(found: Mapping[str, Any]) -> list[str]:
