@@ -7,8 +7,9 @@ a mask in every step: to them all steps are due. Ratios are to the dense step of
 same turn, medians over the steps; "dense, again" is the dense step once more: what it
 differs by is noise. "argsort" is JaxPruner's algorithm re-stated, with a sort of every
 leaf; the bar in its column is how many times faster ours is on a step that is due.
-Four seeds are four networks, nine million weights together, in one vmapped step. If all
-fit into the processor's caches, waiting for the last gradient would cost more than it.
+Four seeds are four networks in one vmapped step, nine million weights together. Fewer
+may fit into the processor's caches, and then it costs more that the optimizer has to
+wait, behind the mask's update, until all gradients are there.
 """
 
 import dataclasses

@@ -219,9 +219,8 @@ def _pallas_call(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]
 
 
 def _shard_map(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
-    mesh, names = eqn.params["mesh"], {"newly_manual_axes", "manual_axes"}
-    # One name is that of jax 0.10.2 and later, the other that of versions before.
-    (axes,) = (eqn.params[name] for name in names & set(eqn.params))
+    mesh, new = eqn.params["mesh"], "newly_manual_axes"
+    axes = eqn.params[new if new in eqn.params else "manual_axes"]  # As in jax 0.10.0.
     return _repeated(eqn, values, math.prod(mesh.shape[axis] for axis in axes))
 
 

@@ -42,10 +42,10 @@ def _in_any_lane(flag: jax.Array) -> jax.Array:
 
 @_in_any_lane.def_vmap
 def _over_lanes(
-    axis_size: int, in_batched: list[bool], flag: jax.Array
+    axis_size: int, in_batched: list[bool], flags: jax.Array
 ) -> tuple[jax.Array, bool]:
-    del axis_size
-    return _in_any_lane(jnp.any(flag, axis=0) if in_batched[0] else flag), False
+    del axis_size, in_batched  # Called only where the flags have the lanes' axis.
+    return _in_any_lane(jnp.any(flags, axis=0)), False
 
 
 def check_window(every: int, until: int) -> None:
