@@ -3,6 +3,7 @@
 from typing import Any
 
 from jaxprune import measures
+from jaxprune._drive_terms import check_drive
 from jaxprune._prunable import matrices
 from jaxprune._scores import from_measure
 from jaxprune._types import LossFn, Prunable, Real, ScoreFn, Scores
@@ -57,7 +58,7 @@ def drive(
       Saikumar & Varghese, `DRIVE: Dual Gradient-Based Rapid Iterative Pruning
       <https://arxiv.org/abs/2404.03687>`_, 2024.
     """
-    measures.check_drive(weights, normalize, combine)
+    check_drive(weights, normalize, combine)
 
     def measure(flow: Any) -> Scores:
         return measures.drive(

@@ -16,9 +16,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxprune import _checks
+from jaxprune._drive_terms import check_drive, normalized
 from jaxprune._flow import Flow, check_flow
 from jaxprune._prunable import matrices, select_prunable
 from jaxprune._types import Params, Prunable, Real, Scores
@@ -263,32 +263,19 @@ def drive(
     """
     check_drive(weights, normalize, combine)
     flags = select_prunable(check_flow(flow).params, prunable)
-    survivors = [p != 0 for p in jax.tree.leaves(flow.params)]
-
-    def normalized(tree: Any) -> Any:
-        leaves, structure = jax.tree.flatten(tree)
-        rows = list(zip(leaves, survivors, flags, strict=True))
-        if normalize == "rank":
-            rank = _ranking([(x, s) for x, s, flag in rows if flag])
-            return structure.unflatten(rank(x) for x in leaves)
-        if normalize == "none":
-            return tree
-        scale = sum(
-            jnp.sum(jnp.where(s, x, jnp.zeros_like(x))) for x, s, flag in rows if flag
-        )
-        if normalize == "mean":
-            size = sum(jnp.sum(s.astype(x.dtype)) for x, s, flag in rows if flag)
-            scale = scale / jnp.maximum(size, 1)
-        inverse = jnp.where(scale > 0, 1 / scale, jnp.zeros_like(scale))
-        return jax.tree.map(lambda x: inverse.astype(x.dtype) * x, tree)
-
+    counted = [
+        p != 0 if flag else None
+        for p, flag in zip(jax.tree.leaves(flow.params), flags, strict=True)
+    ]
     terms = (
         magnitude,
         loss_preservation,
         lambda flow: jax.tree.map(jnp.abs, flow.gradient),
     )
     weighed = [
-        (w, normalized(term(flow))) for w, term in zip(weights, terms, strict=True) if w
+        (w, normalized(term(flow), counted, normalize))
+        for w, term in zip(weights, terms, strict=True)
+        if w
     ]
     total = sum(weights)
 
@@ -299,46 +286,6 @@ def drive(
         return functools.reduce(jnp.add, [w * x for w, x in pairs])
 
     return jax.tree.map(combined, *[tree for _, tree in weighed])
-
-
-def check_drive(weights: tuple[Real, Real, Real], normalize: str, combine: str) -> None:
-    """Raises unless `drive` knows what it is asked for."""
-    three = np.shape(weights) == (3,)
-    if not three or not all(w >= 0 for w in weights) or not any(weights):
-        raise ValueError(
-            "weights are three numbers, those of |θ|, |θ g| and |g|, not negative and "
-            f"not all 0; got {weights}."
-        )
-    if normalize not in ("sum", "mean", "rank", "none"):
-        raise ValueError(
-            f"normalize is 'sum', 'mean', 'rank' or 'none'; got {normalize!r}. Each "
-            "term of DRIVE is divided by that, over the prunable weights that are not "
-            "0, or replaced by its rank among them."
-        )
-    if combine not in ("sum", "product"):
-        raise ValueError(
-            f"combine is 'sum' or 'product'; got {combine!r}. It puts the terms of "
-            "DRIVE together."
-        )
-
-
-def _ranking(
-    rows: list[tuple[jax.Array, jax.Array]],
-) -> Callable[[jax.Array], jax.Array]:
-    """The distribution function of a term over (values, which of them take part)."""
-    dtype = jnp.result_type(*[x for x, _ in rows])
-    values = [jnp.where(s, x, jnp.inf).astype(dtype).ravel() for x, s in rows]
-    ordered = jnp.sort(jnp.concatenate(values))
-    size = functools.reduce(jnp.add, [jnp.sum(s, dtype=jnp.int32) for _, s in rows])
-
-    def rank(x: jax.Array) -> jax.Array:
-        below = jnp.searchsorted(ordered, x.astype(dtype).ravel(), side="right")
-        share = jnp.minimum(below, size).astype(x.dtype)
-        share = share / jnp.maximum(size, 1).astype(x.dtype)
-        # Hang the share on the leaf, or it would not lie where the leaf lies.
-        return jnp.where(x == x, share.reshape(x.shape), x)
-
-    return rank
 
 
 def _hessian_gradient(flow: Flow) -> Any:

@@ -18,7 +18,7 @@ MEASURES = {
     name: value
     for name, value in vars(measures).items()
     if inspect.isfunction(value) and value.__module__ == measures.__name__
-    if not name.startswith("_") and name != "check_drive"
+    if not name.startswith("_")
 }
 STRUCTURED = {
     name: value for name, value in vars(structured).items() if inspect.isfunction(value)

@@ -26,7 +26,7 @@ def is_public(module, name, value):
     ):
         return False
     if module is jp.measures:  # The others hand on names of private modules alone.
-        return value.__module__ == module.__name__ and name != "check_drive"
+        return value.__module__ == module.__name__
     return value.__module__.startswith("jaxprune")
 
 
