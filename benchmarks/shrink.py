@@ -12,11 +12,17 @@ batch. The error is the difference of their outputs, relative to the largest.
   beyond jax.make_jaxpr; by theirs, those of its dependency graph, which include
   its tracing. Of resnet50, on images seven times as large, only this is measured.
 
+On CPUs, JAX 0.10.2 gives convolutions to YNNPACK, which runs those of some 16,000 pairs
+of channels or fewer on one core: a narrow network gains half of what it could. Ours is
+compiled without it, unless `--ynnpack` is given; elsewhere
+XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type= does the same.
+
 Times are medians over rounds in milliseconds; the speed-up is the median of the rounds'
 ratios. FLOPs are those of the batch as it is computed, a multiply-add counted as 2.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import math
 from collections.abc import Callable, Iterator
@@ -62,6 +68,8 @@ class Options:
     """Fractions of the channels of every group that are removed."""
     convolution: Literal["mixed", "xla", "patches"] = "mixed"
     """How both networks compute convolutions; "mixed" is the fastest on CPUs."""
+    ynnpack: bool = False
+    """Whether XLA may use YNNPACK on CPUs."""
     batch_size: int = 32
     """Images in the batch."""
     side: int = 32
@@ -179,7 +187,8 @@ def _graph_rows(subject: _Subject, theirs: float | None) -> list[Row]:
 
 def _our_rows(subject: _Subject, options: Options) -> Iterator[Row]:
     """Prunes and times a network at one sparsity after the other."""
-    fn, state, groups = jax.jit(subject.fn), subject.init(), subject.groups
+    jit = functools.partial(jax.jit, compiler_options=_compiler_options(options))
+    fn, state, groups = jit(subject.fn), subject.init(), subject.groups
     shape = (options.batch_size, subject.side, subject.side, 3)
     images = jax.random.normal(jax.random.key(2), shape)
     scores = structured.group_scores(jp.magnitude(state), groups, reduce="l2")
@@ -189,11 +198,12 @@ def _our_rows(subject: _Subject, options: Options) -> Iterator[Row]:
         )
         masked = jp.apply_mask(state, mask)
         small_fn, small = structured.shrink(subject.fn, state, mask, groups)
-        wanted, found = fn(masked, images), small_fn(small, images)
+        run_small = jit(small_fn)
+        wanted, found = fn(masked, images), run_small(small, images)
         error = float(jnp.max(jnp.abs(found - wanted)) / jnp.max(jnp.abs(wanted)))
         timed = _timed(
             lambda masked=masked: fn(masked, images),
-            lambda small_fn=small_fn, small=small: small_fn(small, images),
+            lambda run_small=run_small, small=small: run_small(small, images),
             options.rounds,
         )
         params = sum(leaf.size for leaf in jax.tree.leaves(small[0]))
@@ -201,6 +211,12 @@ def _our_rows(subject: _Subject, options: Options) -> Iterator[Row]:
         sizes = (subject.graph_seconds, len(groups), params, flops)
         bars = (Bar(error, _DIFFERENCE, name="error"),)
         yield Row(subject.name, sparsity, _OURS, *sizes, *timed, error, bars)
+
+
+def _compiler_options(options: Options) -> dict[str, str]:
+    if options.ynnpack or jax.default_backend() != "cpu":
+        return {}
+    return {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 def _peer_row(
