@@ -4,6 +4,7 @@ Machines drift: frequencies change and other programs come and go. So whatever i
 compared takes turns, call by call.
 """
 
+import ctypes
 import dataclasses
 import importlib.metadata
 import itertools
@@ -20,6 +21,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Column, Table
 
+# glibc's mallopt: one arena, nothing mapped by itself, 2 GiB kept, 512 MiB more at a time.
+_KEEP = {-8: 1, -4: 0, -1: 2**31 - 1, -2: 2**29}
 _LEAST = 3  # Calls that every alternative is timed for, however slow.
 _WIDTH = 132  # Columns of the table where the output is not a terminal.
 
@@ -84,6 +87,20 @@ def in_turn(
                     spent.append(time.perf_counter() - start)
             order.reverse()
     return {name: np.array(spent) for name, spent in times.items()}
+
+
+def keep_memory() -> None:
+    """Has glibc keep freed memory, as tcmalloc and the accelerators' allocators do.
+
+    Else a program on the CPU has its temporaries mapped anew on every call where they
+    are over 32 MB, and pays for the pages that it touches, more or fewer by the places
+    that XLA has found for them. Call it before anything is computed. With other C
+    libraries nothing is done.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in _KEEP.items():
+            mallopt(option, value)
 
 
 def ratio(times: np.ndarray, reference: np.ndarray) -> float:

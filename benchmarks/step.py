@@ -6,7 +6,8 @@ last of which is due in gradual, which thereby recomputes its mask, along a cubi
 schedule. "dense, again" is the dense step once more: what it differs by is noise.
 Each ratio is the median over the runs. A run's is the median of a step's time over that
 of the dense step of the same turn; for the amortised cost it is the total over the
-dense total, for "due" the whole due step over the median dense step.
+dense total, for "due" the whole due step over the median dense step. Memory once mapped
+is kept, as by the allocators of accelerators.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import optax
 import tyro
 
 import jaxprune as jp
-from benchmarks._measure import Bar, in_turn, show
+from benchmarks._measure import Bar, in_turn, keep_memory, show
 from benchmarks._models import Networks, Problem
 from benchmarks._steps import train_step
 
@@ -97,6 +98,7 @@ def _measure(problem: Problem, options: Options) -> list[Row]:
 
 def main(options: Options) -> None:
     """Prints the table."""
+    keep_memory()
     notes = [p.description for p in options.networks.build()]
     rows = [
         (row.problem, row.step, row.seconds * 1e3, row.ratio, row.bars)
