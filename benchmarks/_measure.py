@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Column, Table
 
-# glibc's mallopt: one arena, nothing mapped by itself, 2 GiB kept, 512 MiB more at a time.
+# For mallopt: one arena, nothing mapped by itself, 2 GiB kept, 512 MiB more at a time.
 _KEEP = {-8: 1, -4: 0, -1: 2**31 - 1, -2: 2**29}
 _LEAST = 3  # Calls that every alternative is timed for, however slow.
 _WIDTH = 132  # Columns of the table where the output is not a terminal.

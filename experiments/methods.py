@@ -43,6 +43,7 @@ METHODS = {  # What the experiments call a row that is not of their name.
     "block_mask": "blocks",
     "n_m_mask": "sr_ste",
     "rewinding": "imp",
+    "phases": "ac_dc",
 }
 _GAP = "\u00a0"  # Lines do not break there.
 _ROW = re.compile(r"^\| \[`?(\w+)`?\].*\|$", re.M)

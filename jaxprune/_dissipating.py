@@ -39,8 +39,8 @@ def dissipating(
     sparsity: Any = None,
     *,
     threshold: Any = None,
-    every: int,
-    until: int | None,
+    every: int | jax.Array,
+    until: int | jax.Array | None,
     prunable: Prunable = matrices,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Removes the weights that stay near where they started, whatever their size.

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 
 def when_due(due: jax.Array, fn: Callable[[Any], Any], value: Any) -> Any:
@@ -48,9 +49,13 @@ def _over_lanes(
     return _in_any_lane(jnp.any(flags, axis=0)), False
 
 
-def check_window(every: int, until: int) -> None:
-    """Raises if ``until`` comes before the first update that is due."""
-    if until < every:
+def check_window(every: int | jax.Array, until: int | jax.Array) -> None:
+    """Raises if ``until``, unless it is 0, comes before the first due update.
+
+    What is traced passes: its value is not at hand.
+    """
+    known = not isinstance(every, Tracer) and not isinstance(until, Tracer)
+    if known and 0 < until < every:
         raise ValueError(
             f"until={until} comes before the first due update, number every={every}: "
             "the mask would never change. Pass until >= every, or None for no end."

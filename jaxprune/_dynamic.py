@@ -42,8 +42,8 @@ def rigl(
     inner: optax.GradientTransformation,
     mask: Mask | None,
     *,
-    every: int,
-    until: int | None,
+    every: int | jax.Array,
+    until: int | jax.Array | None,
     drop_fraction: Any = 0.3,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains sparse, and moves weights to where the dense gradient is largest.
@@ -59,8 +59,7 @@ def rigl(
     grown weight starts at exactly 0, from the optimizer state that ``inner.init`` gives
     a 0, with a gradient of 0; it trains from the next update on. For the rest this is
     `sparse`: the optimizer sees the gradients of kept weights only, and on a due
-    update, of those kept before and after. (On a due update any weight that is exactly
-    0 stays 0, whatever the optimizer would make of it.)
+    update, of those kept before and after.
 
     Weights are judged by the parameters and the dense gradient that the update is
     given, as in the paper, and these are read on due updates only. There the paper
@@ -128,8 +127,8 @@ def set_training(
     mask: Mask | None,
     *,
     key: jax.Array,
-    every: int,
-    until: int | None,
+    every: int | jax.Array,
+    until: int | jax.Array | None,
     drop_fraction: Any = 0.3,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains sparse, and moves the smallest weights to places drawn at random.
@@ -194,8 +193,8 @@ def granet(
     inner: optax.GradientTransformation,
     sparsity: Any,
     *,
-    every: int,
-    until: int | None,
+    every: int | jax.Array,
+    until: int | jax.Array | None,
     drop_fraction: Any = 0.5,
     prunable: Prunable = matrices,
 ) -> optax.GradientTransformationExtraArgs:

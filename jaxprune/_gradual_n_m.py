@@ -19,7 +19,7 @@ def gradual_n_m(
     n: Any,
     m: int,
     *,
-    every: int = 1,
+    every: int | jax.Array = 1,
     axis: int = -2,
     score: ScoreFn = magnitude,
     prunable: Prunable = matrices,

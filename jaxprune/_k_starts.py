@@ -47,7 +47,7 @@ def k_starts(
     k: int,
     sparsity: Any,
     *,
-    select_at: int,
+    select_at: int | jax.Array,
     fitness: str = "both",
     mode: str = "shared",
     prunable: Prunable = matrices,

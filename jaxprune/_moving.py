@@ -48,8 +48,7 @@ def moving(
         params = require_params(params, name)
         step = incremented(state.step)
 
-        # All that a due update changes is carried in place, so that other updates pass
-        # by it: a tree of flags made beside the mask would cost them a twentieth more.
+        # All that a due update changes is carried in place, so that others pass it by.
         def move(value: tuple[Mask, Any, Any]) -> tuple[Mask, Any, Any]:
             mask, gradient, inner_state = value
             mask, grown = moved((params, gradient, step), state, mask)
@@ -64,8 +63,7 @@ def moving(
         gradient = zeroed(gradient, mask)
         updates, inner_state = inner.update(gradient, inner_state, params, **extra)
         # What is grown is 0 and has no gradient; some optimizers would move it yet.
-        # That others at 0 wait as well spares every step a pass over the gradient.
-        trained = jax.tree.map(lambda m, p: m & (~is_due | (p != 0)), mask, params)
+        trained = jax.tree.map(lambda m, old: m & (~is_due | old), mask, state.mask)
         state = state._replace(step=step, mask=mask, inner_state=inner_state)
         return enforced(updates, trained, params), state
 
@@ -114,14 +112,15 @@ def exchanged(
     return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(structure, new)
 
 
-def due_updates(every: int, until: int | None) -> Callable[[jax.Array], jax.Array]:
+def due_updates(
+    every: int | jax.Array, until: int | jax.Array | None
+) -> Callable[[jax.Array], jax.Array]:
     """Tells of an update's number whether the mask moves on it."""
     _checks.check_count(every, "every", "updates", least=2)
     if until is None:
         return lambda step: step % every == 0
     _checks.check_count(until, "until", "updates", least=0)
-    if until:
-        check_window(every, until)
+    check_window(every, until)
     return lambda step: (step % every == 0) & (step <= until)
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxprune import _checks
 from jaxprune._flow import gradient_fn
@@ -41,7 +42,8 @@ def prospr(
     Raises:
       TypeError: if ``learning_rate`` is no number; when called, if the loss is not a
         scalar, a leaf is not floating, or ``batches`` is not a tuple like ``batch``.
-      ValueError: if ``learning_rate`` is below 0.
+      ValueError: if ``learning_rate`` is below 0; when called, if the arrays of
+        ``batches`` are not all of one length.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -79,6 +81,12 @@ def prospr(
                 f"batches must be a tuple like batch, here of {len(batch)}, whose "
                 "arrays have one entry a step along their leading axis; got "
                 f"{_checks.described(batches)}."
+            )
+        shapes = [jnp.shape(x) for x in jax.tree.leaves(batches)]
+        if len({shape[:1] for shape in shapes}) != 1 or () in shapes:
+            raise ValueError(
+                "The arrays of batches must have one entry a step along their leading "
+                f"axis, all as many; got the shapes {shapes}."
             )
         trained, _ = jax.lax.scan(jax.checkpoint(step), params, batches)
         return loss_fn(trained, *batch)

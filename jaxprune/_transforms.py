@@ -149,7 +149,7 @@ def sparse(
 def gradual(
     sparsity: Any,
     *,
-    every: int = 1,
+    every: int | jax.Array = 1,
     score: ScoreFn = magnitude,
     prunable: Prunable = matrices,
 ) -> optax.GradientTransformationExtraArgs:
@@ -212,7 +212,7 @@ def gradual(
 
 
 def pruning(
-    name: str, every: int, pruned: Callable[[Params, Mask, jax.Array], Mask]
+    name: str, every: int | jax.Array, pruned: Callable[[Params, Mask, jax.Array], Mask]
 ) -> optax.GradientTransformationExtraArgs:
     """A last link that starts dense and takes a new mask whenever it is due.
 

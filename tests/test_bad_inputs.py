@@ -107,6 +107,13 @@ ROWS = {
         TypeError,
         r"batches must be a tuple like batch, here of 0.*got float32\[2, 4\]",
     ),
+    "prospr: arrays of unlike length": (
+        lambda: jp.prospr(lambda p, x, y: jnp.sum(p))(
+            jnp.ones(2), (jnp.ones((3, 2)), jnp.ones((2, 2))), jnp.ones(2), jnp.ones(2)
+        ),
+        ValueError,
+        r"one entry a step.*all as many; got the shapes \[\(3, 2\), \(2, 2\)\]",
+    ),
     "synflow: parameters for the function": (
         lambda: jp.synflow(P),
         TypeError,
@@ -421,6 +428,18 @@ ROWS = {
         lambda: jp.sparse_gpt(apply_fn, P, [X], n_m="2:4"),
         ValueError,
         r"n_m must be two numbers, \(2, 4\) for 2:4; got '2:4'",
+    ),
+    "sparse_gpt: damping in quotes": (
+        lambda: jp.sparse_gpt(apply_fn, P, [X], sparsity=0.5, damping="a"),
+        TypeError,
+        "damping must be a number above 0, such as 0.01; got 'a'",
+    ),
+    "sparse_gpt: a NaN among the data": (
+        lambda: jp.sparse_gpt(
+            lambda p, x: x @ p, jnp.ones((4, 2)), [X.at[0].set(jnp.nan)], sparsity=0.5
+        ),
+        ValueError,
+        r"The inputs of the leaf \(root\) hold a NaN or an infinity",
     ),
     # Files
     "save_mask: a folder that is not there": (

@@ -283,6 +283,37 @@ def test_a_grown_weight_trains_from_the_next_update_on(rule):
         np.testing.assert_allclose(history[8][0][n][grown[n]], 0.1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("every", [2, 4])
+def test_weights_that_are_0_train_on_due_updates_too(every):
+    """An accumulator steps on every fourth update, and each of these is due."""
+    params = {"w": jnp.array([[1.0, 2.0, 0.0, 0.0]]), "b": jnp.zeros(4)}
+    mask = {"w": params["w"] != 0, "b": jnp.ones(4, bool)}
+    inner = optax.MultiSteps(optax.sgd(0.1), 4).gradient_transformation()
+    tx = jp.rigl(inner, mask, every=every, until=8, drop_fraction=0.5)
+    ones = jax.tree.map(jnp.ones_like, params)
+    step = jax.jit(lambda p, s: tx.update(ones, s, p))
+    state = tx.init(params)
+    for _ in range(12):
+        updates, state = step(params, state)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params["b"], -0.3, rtol=1e-6)  # Three steps of 0.1.
+    weights, mask = np.asarray(params["w"]), np.asarray(state.mask["w"])
+    assert np.array_equal(weights != 0, mask)
+
+
+def test_every_and_until_may_be_injected():
+    def factory(drop_fraction, every, until):
+        return jp.rigl(
+            optax.sgd(0.1), MASK, every=every, until=until, drop_fraction=drop_fraction
+        )
+
+    plain = train(factory(0.3, 4, 9), PARAMS, 8)[-1]
+    injected = optax.inject_hyperparams(factory)(drop_fraction=0.3, every=4, until=9)
+    params, state = train(injected, PARAMS, 8)[-1]
+    chex.assert_trees_all_equal(params, plain[0])
+    chex.assert_trees_all_equal(state.inner_state.mask, plain[1].mask)
+
+
 # When it works
 
 

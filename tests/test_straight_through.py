@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
-from tests.helpers import jitted, normal, train, types
+from tests.helpers import jitted, normal, train, training_step, types
 
 SHAPES = {"w": (8, 6), "v": (4, 3), "b": (3,)}
 PARAMS = normal(0, **SHAPES)
@@ -266,3 +266,24 @@ def test_straight_through_a_moving_mask_weights_come_back_and_else_never():
     link = jp.keep_sparse(_half(PARAMS))
     held = _end(optax.chain(optax.sgd(0.2), link), DENSE, PARAMS)
     assert not np.any(flat(held) & ~before)
+
+
+def test_phases_are_set_between_steps_with_nothing_compiled_again():
+    """SGD on quadratic wells, by hand: each step halves the way to the target."""
+    tx = optax.chain(optax.sgd(0.5), jp.keep_sparse())
+    step, traces = jitted(training_step(tx, DENSE))
+    params, state = PARAMS, tx.init(PARAMS)
+    expected = {n: np.asarray(PARAMS[n], np.float64) for n in SHAPES}
+    dense = jax.tree.map(lambda p: jnp.ones_like(p, bool), params)
+    for sparse in (True, False, True):
+        mask = jp.global_mask(jp.magnitude(params), 0.5) if sparse else dense
+        state = jp.set_mask(state, mask)
+        for _ in range(2):
+            params, state = step(params, state)
+            for n in SHAPES:
+                stepped = (expected[n] + np.asarray(TARGET[n])) / 2
+                expected[n] = np.where(mask[n], stepped, 0.0)
+        for n in SHAPES:
+            np.testing.assert_allclose(params[n], expected[n], rtol=1e-5, atol=1e-6)
+            assert np.array_equal(params[n] == 0, ~np.asarray(mask[n]))
+    assert len(traces) == 1

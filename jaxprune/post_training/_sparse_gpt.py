@@ -67,8 +67,9 @@ def sparse_gpt(
     Raises:
       ValueError: if neither or both of ``sparsity`` and ``n_m`` are given, an option is
         out of its range, there are no batches or they can be read only once, or a
-        prunable leaf has no inputs, or not a multiple of m.
-      TypeError: if a leaf is not floating.
+        prunable leaf has no inputs, or not a multiple of m; outside ``jit``, if its
+        inputs are not finite.
+      TypeError: if a leaf is not floating, or ``damping`` no number.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -105,7 +106,7 @@ def sparse_gpt(
         old = leaves[leaf] if step is None else jnp.take(leaves[leaf], step, axis)
         new, mask = _pruned(
             old,
-            _hessian(fn, seen, batches, leaf, step),  # Nothing else holds on to it.
+            _hessian(fn, seen, batches, leaf, step, capture.paths[leaf]),
             chosen[leaf],
             step is not None,
             sparsity,
@@ -143,8 +144,12 @@ def _hessian(
     batches: Iterable[Any],
     leaf: int,
     step: int | None,
+    path: str,
 ) -> jax.Array:
-    """The sum over the batches of the inputs' products, two by two."""
+    """The sum over the batches of the inputs' products, two by two.
+
+    The caller hands it on at once: what nothing else holds on to is freed.
+    """
     total = None
     for batch in batches:
         found = _gram(fn, leaf, step is not None, params, batch, step)
@@ -153,6 +158,11 @@ def _hessian(
         raise ValueError(
             "batches could be read only once; sparse_gpt reads them for each layer. "
             "Pass a list, or an object whose __iter__ starts again."
+        )
+    if _checks.is_concrete([total]) and not jnp.isfinite(total).all():
+        raise ValueError(
+            f"The inputs of the leaf {path} hold a NaN or an infinity, or their "
+            "squares overflow float32. Look at the batches, or at the layers before it."
         )
     return total
 
@@ -238,6 +248,11 @@ def _check_options(sparsity: Any, n_m: Any, block: Any, damping: Any) -> None:
                 f"block must be a multiple of m, so that no group is cut; got "
                 f"block={block} and m={m}."
             )
+    if not _checks.is_python_number(damping):
+        raise TypeError(
+            "damping must be a number above 0, such as 0.01; got "
+            f"{_checks.described(damping)}."
+        )
     if not damping > 0:
         raise ValueError(f"damping must be above 0, such as 0.01; got {damping}.")
 

@@ -28,7 +28,8 @@ def wanda(fn: Callable[..., Any], *, prunable: Prunable = matrices) -> ScoreFn:
     to the product a leaf may be converted, transposed, reshaped, masked, or scaled; a
     scale counts as 1, so one that differs from input to input is not seen. Leaves that
     are sliced, or reach a product through a ``while`` loop or a scan's carry, are not
-    found.
+    found there: a leaf with other uses is scored by these alone. Whatever the product's
+    other operand is counts as input, another leaf too.
 
     The paper compares scores within each output: pass them to `row_mask`, or to
     `n_m_mask`. Over several batches the score is the root of the sum of the squares of
