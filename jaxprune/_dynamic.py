@@ -59,7 +59,8 @@ def rigl(
     grown weight starts at exactly 0, from the optimizer state that ``inner.init`` gives
     a 0, with a gradient of 0; it trains from the next update on. For the rest this is
     `sparse`: the optimizer sees the gradients of kept weights only, and on a due
-    update, of those kept before and after.
+    update, of those kept before and after. (Where something has grown in a leaf, its
+    other weights that are exactly 0 wait until the next update too.)
 
     Weights are judged by the parameters and the dense gradient that the update is
     given, as in the paper, and these are read on due updates only. There the paper

@@ -49,21 +49,30 @@ def moving(
         step = incremented(state.step)
 
         # All that a due update changes is carried in place, so that others pass it by.
-        def move(value: tuple[Mask, Any, Any]) -> tuple[Mask, Any, Any]:
-            mask, gradient, inner_state = value
+        def move(value: tuple[Mask, Any, Any, Any]) -> tuple[Mask, Any, Any, Any]:
+            mask, gradient, inner_state, _ = value
             mask, grown = moved((params, gradient, step), state, mask)
             seen = jax.tree.map(lambda m, new: m & ~new, mask, grown)
             inner_state = fresh_where(grown, inner_state, inner, params)
-            return mask, zeroed(gradient, seen), inner_state
+            return (
+                mask,
+                zeroed(gradient, seen),
+                inner_state,
+                jax.tree.map(jnp.any, grown),
+            )
 
-        is_due = due(step)
-        mask, gradient, inner_state = when_due(
-            is_due, move, (state.mask, updates, state.inner_state)
+        still = jax.tree.map(lambda m: jnp.any(m, where=False), state.mask)
+        mask, gradient, inner_state, grew = when_due(
+            due(step), move, (state.mask, updates, state.inner_state, still)
         )
         gradient = zeroed(gradient, mask)
         updates, inner_state = inner.update(gradient, inner_state, params, **extra)
-        # What is grown is 0 and has no gradient; some optimizers would move it yet.
-        trained = jax.tree.map(lambda m, old: m & (~is_due | old), mask, state.mask)
+        # What is grown is 0 and has no gradient; some optimizers would move it yet. To
+        # tell it from other weights at 0, flags beside the mask would be written on
+        # every step: these wait as well, in leaves where something grew.
+        trained = jax.tree.map(
+            lambda m, p, new: m & (~new | (p != 0)), mask, params, grew
+        )
         state = state._replace(step=step, mask=mask, inner_state=inner_state)
         return enforced(updates, trained, params), state
 
