@@ -17,7 +17,17 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxprune import _checks
-from jaxprune._density import DENSE, ZERO, Value, densities, joined, moved, shape_of
+from jaxprune._density import (
+    ACTIVE,
+    DENSE,
+    ZERO,
+    Value,
+    densities,
+    forgotten,
+    joined,
+    moved,
+    shape_of,
+)
 from jaxprune._summary import check_concrete, kept_counts
 
 
@@ -88,7 +98,8 @@ def cost(fn: Callable[..., Any], params: Any, *inputs: Any, mask: Any = None) ->
         Value(Fraction(k, size) if size else Fraction(1), object())
         for k, size in zip(kept, sizes, strict=True)
     ]
-    rest = [DENSE] * (len(jaxpr.invars) - len(weights))
+    given = jax.tree.leaves(inputs)  # Those that are not floats may be masks.
+    rest = [ACTIVE if _checks.is_floating(leaf) else DENSE for leaf in given]
     work, _ = _walk(jaxpr, [*weights, *rest])
     return Cost(sum(sizes), sum(kept), work.flops, round(work.sparse))
 
@@ -139,7 +150,7 @@ def _equation(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
     if name in _CONTRACTIONS:
         flops = 2 * _CONTRACTIONS[name](eqn)
         share = math.prod((v.density for v in values[:2]), start=Fraction(1))
-        return _Work(flops, flops * share), [DENSE] * len(eqn.outvars)
+        return _Work(flops, flops * share), [forgotten(values)] * len(eqn.outvars)
     if name in _CONTROL:
         return _CONTROL[name](eqn, values)
     if _jaxprs(eqn):
@@ -187,15 +198,20 @@ def _scan(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
     while True:  # A carry keeps its density if the body never raises it.
         work, outputs = _walk(body, [*consts, *carry, *xs])
         after = outputs[: len(carry)]
-        settled = [
-            c if o.density <= c.density and (c is not ZERO or o is ZERO) else DENSE
-            for c, o in zip(carry, after, strict=True)
-        ]
+        settled = [_settled(c, o) for c, o in zip(carry, after, strict=True)]
         if settled == carry:
             break
         carry = settled
     work = _Work(length * work.flops, length * work.sparse)
     return work, [*carry, *moved(outputs[len(carry) :])]
+
+
+def _settled(before: Value, after: Value) -> Value:
+    """What a carry is, by what it was taken for and what a turn makes of it."""
+    if after is ACTIVE:
+        return ACTIVE
+    kept = after.density <= before.density and (before is not ZERO or after is ZERO)
+    return before if kept else DENSE
 
 
 def _cond(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:

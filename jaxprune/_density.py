@@ -18,7 +18,8 @@ class Value(NamedTuple):
     support: object
 
 
-DENSE = Value(Fraction(1), None)  # Activations, constants, whatever is not followed.
+DENSE = Value(Fraction(1), None)  # Constants, masks, whatever is not followed.
+ACTIVE = Value(Fraction(1), "active")  # Activations: dense, whatever scales them.
 ZERO = Value(Fraction(1), "zero")  # A constant 0: harmless in a sum or a selection.
 
 # Elementwise functions with f(0) = 0 of their first operand: they keep its zeros.
@@ -41,10 +42,15 @@ _JOINING = set("add add_any max min or select_n sub".split())
 def densities(eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     """Follows densities through a primitive that is neither contraction nor call."""
     name, count = eqn.primitive.name, len(eqn.outvars)
+    if name in ("mul", "and", "broadcast_in_dim"):
+        values = [
+            DENSE if v is ACTIVE and math.prod(shape_of(atom)) == 1 else v
+            for v, atom in zip(values, eqn.invars, strict=True)
+        ]  # One number scales all weights alike.
     if name in _KEEPING or (name == "integer_pow" and eqn.params["y"] > 0):
         return values if len(values) == count else values[:1] * count
     if name == "pad" and values[1] is not ZERO:
-        return [DENSE]
+        return [forgotten(values[:1])]
     if name in _MOVING:
         return moved(values[:1] * count)
     if name in ("mul", "and"):
@@ -53,16 +59,23 @@ def densities(eqn: JaxprEqn, values: list[Value]) -> list[Value]:
         return [joined(values[1:] if name == "select_n" else values)]
     if name in ("concatenate", "stack"):
         return [_mixed(values, [math.prod(shape_of(v)) for v in eqn.invars])]
-    return [DENSE] * count
+    return [forgotten(values)] * count
+
+
+def forgotten(values: Sequence[Value]) -> Value:
+    """What is computed of operands in a way that is not followed."""
+    return ACTIVE if ACTIVE in values else DENSE
 
 
 def moved(values: Sequence[Value]) -> list[Value]:
     """Keeps the densities, but not which entries are zero."""
-    plain = (DENSE, ZERO)
+    plain = (DENSE, ACTIVE, ZERO)
     return [v if v in plain else Value(v.density, object()) for v in values]
 
 
 def _product(values: Sequence[Value]) -> Value:
+    if ACTIVE in values:
+        return ACTIVE
     distinct = list({v.support: v for v in values if v is not DENSE}.values())
     if len(distinct) <= 1:
         return distinct[0] if distinct else DENSE
@@ -71,6 +84,8 @@ def _product(values: Sequence[Value]) -> Value:
 
 
 def joined(values: Sequence[Value]) -> Value:
+    if ACTIVE in values:
+        return ACTIVE
     distinct = list({v.support: v for v in values if v is not ZERO}.values())
     if len(distinct) <= 1:
         return distinct[0] if distinct else ZERO
@@ -81,6 +96,8 @@ def joined(values: Sequence[Value]) -> Value:
 def _mixed(values: Sequence[Value], sizes: Sequence[int]) -> Value:
     if all(v is ZERO for v in values) or not sum(sizes):
         return values[0]
+    if all(v is ACTIVE for v in values):
+        return ACTIVE
     filled = [v.density * size for v, size in zip(values, sizes, strict=True)]
     return Value(sum(filled, Fraction(0)) / sum(sizes), object())
 

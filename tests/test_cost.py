@@ -625,6 +625,22 @@ def test_densities_are_followed(case):
     assert dense.sparse_flops == cost.flops
 
 
+def test_activations_are_dense_whatever_scales_them():
+    def fn(p, x):
+        hidden = x @ p["a"] * p["scale"][None] + p["bias"][None]
+        return jnp.tanh(hidden) @ p["b"]
+
+    params = {"a": W, "b": V, "scale": abstract(8), "bias": abstract(8)}
+    half = jnp.arange(8) < 4
+    cost = jp.cost(
+        fn, params, abstract(10, 8), mask={**KEEP, "scale": half, "bias": half}
+    )
+    plain = jp.cost(
+        lambda p, x: x @ p["a"] @ p["b"], {"a": W, "b": V}, abstract(10, 8), mask=KEEP
+    )
+    assert cost.sparse_flops == plain.sparse_flops
+
+
 def test_low_rank_factors_multiply_then_are_dense():
     # x @ (a @ b): the inner product reads two weights, the outer a dense result.
     def fn(p, x):
