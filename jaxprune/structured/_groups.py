@@ -107,7 +107,8 @@ def channel_groups(fn: Callable[..., Any], params: Any, *inputs: Any) -> Groups:
     same number as every other removed channel (the squared mean, in a variance). So a
     normalisation over channels is followed; softmax and maxima over channels freeze
     them. An output that is the new value of a parameter (running statistics) is
-    narrowed with it.
+    narrowed with it: one that has its labels, and a path whose last two names are the
+    same (or the last, where one has no more; places in sequences are not names).
 
     An axis that a reshape splits in several that matter (heads and the dimensions
     inside them) is removed by the outer one; grouped convolutions lose whole groups.

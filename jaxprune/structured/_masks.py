@@ -39,7 +39,7 @@ def structured_mask(
     Channels go one by one, least score first (of equal scores the later one; earlier
     groups keep theirs), until the fraction of the budget that is gone reaches
     ``sparsity``. ``min_keep``, ``round_to`` and ``protect`` win over it: what was
-    reached is in `channel_report`.
+    asked and what was reached is in `channel_report`.
 
     Args:
       group_scores: one array of shape (size,) a group, larger = keep, with values.
@@ -88,7 +88,7 @@ def structured_mask(
     check_arrays(params)
     if scope not in ("global", "group"):
         raise ValueError(f'scope must be "global" or "group"; got {scope!r}.')
-    if isinstance(budget, str) and budget not in ("channels", "params"):
+    if not callable(budget) and budget not in ("channels", "params"):
         raise ValueError(
             f'budget must be "channels", "params" or a function of a mask; got '
             f"{budget!r}."
@@ -203,7 +203,7 @@ def _check_protected(groups: Sequence[Group], protect: Collection[str]) -> None:
 
 def _floor(min_keep: Real, group: Group) -> int:
     """How many channels a group keeps at least."""
-    if isinstance(min_keep, float) and 0 < min_keep < 1:
+    if isinstance(min_keep, float | np.floating) and 0 < min_keep < 1:
         return min(group.size, math.floor(min_keep * group.size) + 1)
     _checks.check_count(min_keep, "min_keep", "channels")
     return min(group.size, int(min_keep))

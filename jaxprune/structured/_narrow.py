@@ -23,7 +23,9 @@ def narrow(tree: Any, mask: Any, groups: Sequence[Group]) -> Any:
 
     Moments, moving averages and gradients lose the channels that the parameters lose in
     `shrink`, so training goes on where it stood. A leaf belongs to the parameter whose
-    path its own path ends in; other leaves (step counts) stay.
+    path its own path ends in, or else to the one whose path it ends in but for the
+    first key (the optimizer may know ``variables["params"]`` only); with a bare array
+    for parameters, every leaf of its shape does. Other leaves (step counts) stay.
 
     Args:
       tree: a tree like ``params``, or one that holds such trees: an optax state.
@@ -35,8 +37,9 @@ def narrow(tree: Any, mask: Any, groups: Sequence[Group]) -> Any:
 
     Raises:
       TypeError: if ``mask`` is not bool, or has no values.
-      ValueError: if ``mask`` removes all channels of a group, or if a leaf belongs to a
-        narrowed parameter but has another shape (factored moments).
+      ValueError: if ``mask`` removes all channels of a group, if a leaf belongs to a
+        narrowed parameter but has another shape (factored moments), or if no array of
+        the tree belongs to any parameter.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp, optax
@@ -54,7 +57,15 @@ def narrow(tree: Any, mask: Any, groups: Sequence[Group]) -> Any:
     axes = _by_path(removed_positions(mask, mask, groups))
     shapes = _shapes(mask)
     leaves, structure = jax.tree.flatten(tree)
-    owners = [_parameter(path, shapes) for path in _checks.leaf_paths(tree)]
+    paths = _checks.leaf_paths(tree)
+    owners = _owners(paths, list(map(np.shape, leaves)), shapes)
+    arrays = [_checks.is_floating(leaf) and np.ndim(leaf) > 0 for leaf in leaves]
+    if axes and any(arrays) and not any(owners):
+        raise ValueError(
+            f"No leaf of the tree belongs to a parameter: it has {paths[0]}, the mask "
+            f"{next(iter(shapes))}. A leaf's path must end in a parameter's, with or "
+            "without its first key. Pass a tree that holds trees like the parameters."
+        )
     chosen = {
         i: axes[owner]
         for i, owner in enumerate(owners)
@@ -63,7 +74,7 @@ def narrow(tree: Any, mask: Any, groups: Sequence[Group]) -> Any:
     for i in chosen:
         if np.shape(leaves[i]) != shapes[owners[i]]:
             raise ValueError(
-                f"The leaf {_checks.leaf_paths(tree)[i]} is {np.shape(leaves[i])}, but "
+                f"The leaf {paths[i]} is {np.shape(leaves[i])}, but "
                 f"the parameter {owners[i]} that it belongs to is {shapes[owners[i]]}, "
                 "so it cannot be narrowed along with it. Start this state anew."
             )
@@ -176,8 +187,22 @@ def _shapes(mask: Any) -> dict[str, tuple[int, ...]]:
     return dict(zip(_checks.leaf_paths(mask), leaves, strict=True))
 
 
-def _parameter(path: str, names: Any) -> str:
-    """Finds the parameter whose path is the longest ending of a leaf's path."""
+def _owners(
+    paths: list[str], shapes: list[tuple[int, ...]], names: dict[str, tuple[int, ...]]
+) -> list[str]:
+    """Finds the parameter that each leaf of a tree belongs to, or ""."""
+    if "(root)" in names:
+        return ["(root)" if s == names["(root)"] else "" for s in shapes]
+    within: dict[str, list[str]] = {}
+    for name in names:
+        within.setdefault(name.partition("/")[2], []).append(name)
+    alone = {rest: found[0] for rest, found in within.items() if len(found) == 1}
+    known = {**alone, **{name: name for name in names}}
+    known.pop("", None)
+    return [_longest(path, known) for path in paths]
+
+
+def _longest(path: str, known: dict[str, str]) -> str:
     parts = path.split("/")
     endings = ("/".join(parts[i:]) for i in range(len(parts)))
-    return next((ending for ending in endings if ending in names), "")
+    return next((known[ending] for ending in endings if ending in known), "")

@@ -3,25 +3,34 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from jaxprune import _checks
+from jaxprune._types import Real
 from jaxprune.structured._groups import Group
 from jaxprune.structured._narrow import channels_removed
 
 
-def channel_report(mask: Any, groups: Sequence[Group]) -> "ChannelReport":
-    """Counts, group by group, the channels that a mask keeps.
+def channel_report(
+    mask: Any, groups: Sequence[Group], *, asked: Real | None = None
+) -> "ChannelReport":
+    """Counts, group by group, the channels that a mask keeps, and the parameters.
+
+    FLOPs are counted by `cost`, of the function that `shrink` returns.
 
     Args:
       mask: a concrete tree of bool like the parameters, True = kept.
       groups: the groups, from `channel_groups`.
+      asked: the sparsity that `structured_mask` was asked for, in [0, 1), to stand
+        beside what was reached.
 
     Returns:
-      A `ChannelReport`: printed, a table with what was reached.
+      A `ChannelReport`: printed, a table with what was asked and what was reached.
 
     Raises:
       TypeError: if ``mask`` is not bool, or has no values.
-      ValueError: if ``mask`` lacks a member of a group.
+      ValueError: if ``mask`` lacks a member of a group, or ``asked`` is outside [0, 1).
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
@@ -31,23 +40,32 @@ def channel_report(mask: Any, groups: Sequence[Group]) -> "ChannelReport":
       >>> groups = jp.structured.channel_groups(apply_fn, params, jnp.ones((10, 2)))
       >>> scores = jp.structured.group_scores(params, groups)
       >>> mask = jp.structured.structured_mask(scores, groups, params, 0.75)
-      >>> print(jp.structured.channel_report(mask, groups))
-      group  kept  of  removed
-      w         1   4   75.0 %
-      all       1   4   75.0 %
+      >>> print(jp.structured.channel_report(mask, groups, asked=0.75))
+      group       kept  of  removed
+      w              1   4   75.0 %
+      all            1   4   75.0 %
+      parameters     3  12   75.0 %
+      asked                  75.0 %
     """
+    if asked is not None:
+        _checks.check_sparsity(asked, "asked")
     gone = channels_removed(mask, groups)
     rows = tuple(
         ChannelCount(group.name, int(np.sum(~removed)), group.size)
         for group, removed in zip(groups, gone, strict=True)
     )
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(mask)]
+    entries = sum(int(leaf.sum()) for leaf in leaves), sum(leaf.size for leaf in leaves)
     return ChannelReport(
-        rows, ChannelCount("all", sum(r.kept for r in rows), sum(r.size for r in rows))
+        rows,
+        ChannelCount("all", sum(r.kept for r in rows), sum(r.size for r in rows)),
+        ChannelCount("parameters", *entries),
+        None if asked is None else float(asked),
     )
 
 
 class ChannelCount(NamedTuple):
-    """How many channels of a group are kept, of how many."""
+    """How many channels of a group, or entries of all leaves, are kept of how many."""
 
     name: str
     kept: int
@@ -60,19 +78,23 @@ class ChannelReport(NamedTuple):
     Attributes:
       groups: a `ChannelCount` for every group.
       total: the counts of all groups together.
+      parameters: the entries of all leaves that the mask keeps, and their number.
+      asked: the sparsity that was asked for, if it was given.
     """
 
     groups: tuple[ChannelCount, ...]
     total: ChannelCount
+    parameters: ChannelCount
+    asked: float | None
 
     def __str__(self) -> str:
         """Writes the table."""
         lines = [("group", "kept", "of", "removed")]
-        for name, kept, size in [*self.groups, self.total]:
+        for name, kept, size in [*self.groups, self.total, self.parameters]:
             gone = 1 - kept / size if size else 0.0
-            lines.append(
-                (name, f"{kept:,}", f"{size:,}", f"{gone:.1%}".replace("%", " %"))
-            )
+            lines.append((name, f"{kept:,}", f"{size:,}", _percent(gone)))
+        if self.asked is not None:
+            lines.append(("asked", "", "", _percent(self.asked)))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
             "  ".join(
@@ -81,3 +103,7 @@ class ChannelReport(NamedTuple):
             )
             for line in lines
         )
+
+
+def _percent(fraction: float) -> str:
+    return f"{fraction:.1%}".replace("%", " %")

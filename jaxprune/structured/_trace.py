@@ -118,7 +118,8 @@ class Trace:
             found = RULES.get(eqn.primitive.name, unknown)(self, eqn, values)
             outputs, bodies = found if isinstance(found, Entered) else (found, ())
             known.update(zip(eqn.outvars, outputs, strict=True))
-            even[eqn.outvars[0]] = even_axes(eqn, values, even)
+            if eqn.outvars:  # A debug print has none.
+                even[eqn.outvars[0]] = even_axes(eqn, values, even)
             steps.append(Step(eqn, tuple(values), tuple(outputs), bodies))
         outputs = tuple(self._read(atom, known) for atom in jaxpr.outvars)
         return Body(jaxpr, consts, const_values, tuple(inputs), tuple(steps), outputs)
@@ -150,6 +151,8 @@ def shape_of(atom: Any) -> tuple[int, ...]:
 
 def _is_zero(value: Any) -> bool:
     kind = getattr(value, "dtype", None)
+    if kind == jax.dtypes.float0:  # The tangent of an integer.
+        return True
     if kind is not None and jnp.issubdtype(kind, jax.dtypes.prng_key):
         return False
     return bool(np.asarray(value) == 0)
@@ -209,12 +212,16 @@ def _follow(
 
 
 def _carries_parameter(trace: Trace, path: str, value: Value, paths: list[str]) -> bool:
-    """Tells whether an output is a parameter's new value: its name and its labels."""
-    parts = path.split("/")
+    """Tells whether an output is a parameter's new value: its names and its labels.
+
+    The paths' last two names must be alike, or the last where one has no more; numbers
+    are places in sequences, not names.
+    """
+    theirs = _names(path)
     for name, axes in zip(paths, trace.axes, strict=True):
-        ours = name.split("/")
-        named = parts[-len(ours) :] == ours or ours[-len(parts) :] == parts
-        named |= len(parts) > 1 and parts[-2:] == ours[-2:]
+        ours = _names(name)
+        last = min(len(ours), len(theirs), 2)
+        named = last > 0 and ours[-last:] == theirs[-last:]
         if named and len(axes) == len(value.labels) and axes:
             same = [
                 len(a) == len(b)
@@ -224,3 +231,7 @@ def _carries_parameter(trace: Trace, path: str, value: Value, paths: list[str]) 
             if all(same):
                 return True
     return False
+
+
+def _names(path: str) -> list[str]:
+    return [part for part in path.split("/") if not part.isdigit()]

@@ -135,3 +135,61 @@ def test_positions_made_at_full_size_are_narrowed():
         return hidden @ params["v"]
 
     check(fn, arrays(**WIDTHS), normal(4, 5), groups=MLP)
+
+
+def test_an_equation_without_outputs_touches_nothing():
+    def fn(params, x):
+        hidden = jnp.tanh(x @ params["w"] + params["b"][None])
+        jax.debug.callback(lambda mean: None, jnp.mean(x))
+        return hidden @ params["v"]
+
+    check(fn, arrays(**WIDTHS), normal(4, 5), groups=MLP)
+
+
+def test_a_derivative_rule_of_integers_is_followed():
+    @jax.custom_jvp
+    def scaled(x, n):
+        return x * n.astype(x.dtype), n + 1
+
+    @scaled.defjvp
+    def _(primals, tangents):
+        (x, n), (dx, _) = primals, tangents
+        nothing = np.zeros(n.shape, jax.dtypes.float0)
+        return scaled(x, n), (dx * n.astype(x.dtype), nothing)
+
+    def fn(params, x):
+        hidden, _ = scaled(x @ params["w"] + params["b"][None], jnp.int32(3))
+        return jnp.tanh(hidden) @ params["v"]
+
+    check(fn, arrays(**WIDTHS), normal(4, 5), groups=MLP)
+
+
+def test_an_output_at_a_parameters_place_is_no_new_value_of_it():
+    def fn(params, x):
+        (w, b), (v, c) = params
+        logits = jnp.tanh(x @ w + b) @ v + c
+        return jnp.sum(logits**2), logits  # At 1, as c is at 1/1.
+
+    params = arrays(w=(5, 8), b=(8,), v=(8, 3), c=(3,))
+    params = [(params["w"], params["b"]), (params["v"], params["c"])]
+    groups = structured.channel_groups(fn, params, normal(5))
+    assert [group.size for group in groups] == [8]
+
+
+@pytest.mark.parametrize("order", ["params first", "statistics first", "by name"])
+def test_new_statistics_are_known_by_name_wherever_they_stand(order):
+    def norm(weights, old, x):
+        hidden = x @ weights["w"]
+        mean, var = jnp.mean(hidden, 0), jnp.var(hidden, 0)
+        scaled = (hidden - mean[None]) / jnp.sqrt(var + 1e-5)[None]
+        new = {"mean": 0.9 * old["mean"] + 0.1 * mean, "var": 0.9 * old["var"] + var}
+        return jax.nn.relu(scaled + weights["b"][None]) @ weights["v"], new
+
+    weights, old = arrays(**WIDTHS), arrays(mean=(8,), var=(8,))
+    fn, params = {
+        "params first": (lambda p, x: norm(*p, x), (weights, old)),
+        "statistics first": (lambda p, x: norm(*p[::-1], x)[::-1], (old, weights)),
+        "by name": (lambda p, x: norm(p["w"], p["s"], x), {"w": weights, "s": old}),
+    }[order]
+    (group,) = structured.channel_groups(fn, params, normal(4, 5))
+    assert group.size == 8 and len(group.members) == 5

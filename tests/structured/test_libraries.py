@@ -1,11 +1,14 @@
 """Layers as Flax Linen, Equinox and JAX itself ship them."""
 
+import chex
 import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
-from tests.structured.harness import arrays, check, normal, randomized
+from jaxprune import structured
+from tests.structured.harness import arrays, check, normal, random_scores, randomized
 
 X = normal(2, 5, 8)
 KEY = jax.random.key(0)
@@ -57,6 +60,46 @@ class Deep(nn.Module):
 
 def test_linen_scan_of_remat_layers():
     assert [size for _, size in found(*linen(Deep()))] == [6, 12]
+
+
+class Plain(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return x + nn.Dense(6)(nn.relu(nn.Dense(12)(x))), None
+
+
+def test_linen_scan_hoists_a_function_without_outputs():
+    layers = nn.scan(
+        Plain, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+    )
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2)(layers()(nn.Dense(6)(x), None)[0])
+
+    assert [size for _, size in found(*linen(Net()))] == [6, 12]
+
+
+def test_the_moments_of_linens_parameters_are_narrowed_without_their_statistics():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            norm = nn.BatchNorm(use_running_average=True)
+            return nn.Dense(3)(nn.relu(norm(nn.Dense(8)(x))))
+
+    fn, variables = linen(Net())
+    groups = structured.channel_groups(fn, variables, X)
+    mask = structured.structured_mask(random_scores(groups), groups, variables, 0.5)
+    small_fn, small = structured.shrink(fn, variables, mask, groups)
+    tx = optax.adam(0.1)
+    state = structured.narrow(tx.init(variables["params"]), mask, groups)
+
+    def loss(params):
+        return jnp.sum(small_fn({**small, "params": params}, X) ** 2)
+
+    updates, _ = tx.update(jax.grad(loss)(small["params"]), state)
+    chex.assert_trees_all_equal_shapes(updates, small["params"])
 
 
 def test_linen_recurrence():

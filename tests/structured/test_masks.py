@@ -133,7 +133,12 @@ def test_of_equal_scores_the_later_channel_goes():
 def test_the_report_reads_as_a_table():
     report = structured.channel_report(build(0.5), GROUPS)
     assert report.total == ("all", 15, 30)
-    assert str(report).splitlines()[-1].split() == ["all", "15", "30", "50.0", "%"]
+    assert str(report).splitlines()[-2].split() == ["all", "15", "30", "50.0", "%"]
+    asked = structured.channel_report(build(0.99, min_keep=3), GROUPS, asked=0.99)
+    assert str(asked).splitlines()[-1].split() == ["asked", "99.0", "%"]
+    kept = sum(int(np.sum(m)) for m in jax.tree.leaves(build(0.99, min_keep=3)))
+    size = sum(p.size for p in jax.tree.leaves(PARAMS))
+    assert asked.parameters == ("parameters", kept, size)
 
 
 BAD = {

@@ -95,6 +95,24 @@ def test_training_goes_on_with_the_kept_moments(small):
     close(found, structured.narrow(wanted, MASK, GROUPS))
 
 
+def test_the_moments_of_a_bare_array_are_narrowed():
+    def tied(w, x):
+        return jnp.tanh(x @ w) @ w.T
+
+    w = PARAMS["a"]
+    groups = structured.channel_groups(tied, w, X)
+    mask = structured.structured_mask(random_scores(groups), groups, w, 0.5)
+    state = structured.narrow(optax.adam(0.1).init(w), mask, groups)
+    assert state[0].mu.shape == state[0].nu.shape == (4, 4)
+
+
+def test_a_tree_of_something_else_is_refused():
+    with pytest.raises(ValueError, match="No leaf of the tree belongs to a parameter"):
+        structured.narrow({"weights": X}, MASK, GROUPS)
+    stateless = optax.scale_by_schedule(lambda step: step).init(PARAMS)
+    chex.assert_trees_all_equal(structured.narrow(stateless, MASK, GROUPS), stateless)
+
+
 def test_weights_pruned_inside_kept_channels_become_zero():
     kept = np.flatnonzero(MASK["bias"])[0]
     mask = {**MASK, "b": MASK["b"].at[kept, 1].set(False)}
