@@ -173,8 +173,9 @@ def _pipeline(found: Mapping[str, Any]) -> list[str]:
         parts.append(_table([f"pruning {level}", *titles], lines))
     if any(row["latency"] for row in rows):
         parts.append(
-            "Filters' rows: accuracy; parameters left, in thousands; speed-up of the "
-            "shrunk network over the masked one on the first seed's.\n"
+            "Filters' rows: accuracy; parameters left, in thousands; FLOPs of an image, "
+            "in millions; speed-up of the shrunk network over the masked one on the first "
+            "seed's.\n"
         )
     for claim in found["claims"]:
         numbers = ", ".join(
@@ -202,7 +203,8 @@ def _cell(level: str) -> Callable[[Sequence[Mapping[str, Any]]], str]:
         text = percent([r["test_accuracy"] for r in runs])
         if level == "filters":
             left, _ = mean_and_std([r["parameters"] for r in runs])
-            text += f"; {left / 1000:.1f} k"
+            flops, _ = mean_and_std([r["flops"] for r in runs])
+            text += f"; {left / 1e3:.1f} k; {flops / 1e6:.2g} M"
             timed = [r["latency"] for r in runs if r["latency"]]
             if timed:
                 text += f"; {timed[0]['masked'] / timed[0]['small']:.1f}x"
