@@ -173,9 +173,9 @@ def _pipeline(found: Mapping[str, Any]) -> list[str]:
         parts.append(_table([f"pruning {level}", *titles], lines))
     if any(row["latency"] for row in rows):
         parts.append(
-            "Filters' rows: accuracy; parameters left, in thousands; FLOPs of an image, "
-            "in millions; speed-up of the shrunk network over the masked one on the first "
-            "seed's.\n"
+            "Filters' rows: accuracy; parameters left, in thousands; FLOPs of an "
+            "image, in millions; speed-up of the shrunk network over the masked one "
+            "on the first seed's.\n"
         )
     for claim in found["claims"]:
         numbers = ", ".join(
