@@ -61,7 +61,7 @@ def moving(
                 jax.tree.map(jnp.any, grown),
             )
 
-        still = jax.tree.map(lambda m: jnp.any(m, where=False), state.mask)
+        still = jax.tree.map(lambda m: jnp.zeros_like(m, shape=()), state.mask)
         mask, gradient, inner_state, grew = when_due(
             due(step), move, (state.mask, updates, state.inner_state, still)
         )
