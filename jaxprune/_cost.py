@@ -56,7 +56,9 @@ def cost(fn: Callable[..., Any], params: Any, *inputs: Any, mask: Any = None) ->
     reshapes, transpositions, slices, gathers, concatenations, the stacked weights of a
     ``scan``, and into every sub-jaxpr. A sum of two weights counts with the sum of
     their densities, at most 1. Whatever else is computed from weights is dense, and so
-    are activations and cotangents: the gradient by a weight is a dense contraction.
+    are activations and cotangents, also if they meet a masked scale or bias: what is
+    computed from a floating input. (Inputs of other types may be masks of weights.) The
+    gradient by a weight is a dense contraction.
     If both operands stem from weights (a low-rank product), their densities multiply,
     as for independent leaves, and the result is dense.
 

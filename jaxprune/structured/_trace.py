@@ -215,7 +215,7 @@ def _carries_parameter(trace: Trace, path: str, value: Value, paths: list[str]) 
     """Tells whether an output is a parameter's new value: its names and its labels.
 
     The paths' last two names must be alike, or the last where one has no more; numbers
-    are places in sequences, not names.
+    are places in sequences, not names, and a bare array has none.
     """
     theirs = _names(path)
     for name, axes in zip(paths, trace.axes, strict=True):
@@ -234,4 +234,4 @@ def _carries_parameter(trace: Trace, path: str, value: Value, paths: list[str]) 
 
 
 def _names(path: str) -> list[str]:
-    return [part for part in path.split("/") if not part.isdigit()]
+    return [p for p in path.split("/") if p != "(root)" and not p.isdigit()]

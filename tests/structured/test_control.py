@@ -176,6 +176,11 @@ def test_an_output_at_a_parameters_place_is_no_new_value_of_it():
     assert [group.size for group in groups] == [8]
 
 
+def test_a_bare_output_is_no_new_value_of_a_bare_array():
+    groups = structured.channel_groups(lambda w, x: w * x, normal(8), normal(1))
+    assert not groups and "reaches output (root)" in str(groups)
+
+
 @pytest.mark.parametrize("order", ["params first", "statistics first", "by name"])
 def test_new_statistics_are_known_by_name_wherever_they_stand(order):
     def norm(weights, old, x):
