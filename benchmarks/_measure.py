@@ -10,6 +10,7 @@ import importlib.metadata
 import itertools
 import os
 import platform
+import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -64,7 +65,10 @@ def in_turn(
     *,
     seconds: float = float("inf"),
 ) -> dict[str, np.ndarray]:
-    """Times each alternative once a round, the order reversed every other round.
+    """Times each alternative once a round, in an order drawn anew for every round.
+
+    So none has a place of its own, say beside itself at the rounds' ends, where it
+    would find in the caches what it left there.
 
     Args:
       alternatives: functions without arguments; their results are waited for.
@@ -76,16 +80,16 @@ def in_turn(
       For each alternative its times in seconds, one for each round it took part in.
     """
     times: dict[str, list[float]] = {name: [] for name in alternatives}
-    order = list(alternatives)
+    order, draw = list(alternatives), random.Random(0)
     with _progress() as progress:
         for _ in progress.track(range(rounds), description="timing in turn"):
+            draw.shuffle(order)
             for name in order:
                 spent = times[name]
                 if len(spent) < _LEAST or sum(spent) < seconds:
                     start = time.perf_counter()
                     jax.block_until_ready(alternatives[name]())
                     spent.append(time.perf_counter() - start)
-            order.reverse()
     return {name: np.array(spent) for name, spent in times.items()}
 
 
