@@ -194,10 +194,13 @@ def test_torch_twins_are_as_large_as_ours_before_and_after(name):
     assert _torch_pruning.prune(config, 32, 2, 0.5).params == left
 
 
-def test_alternatives_take_turns_and_slow_ones_sit_out():
+def test_alternatives_take_turns_in_many_orders_and_slow_ones_sit_out():
     calls = []
-    times = in_turn({n: lambda n=n: calls.append(n) for n in "ab"}, 3)
-    assert "".join(calls) == "abbaab"
+    times = in_turn({n: lambda n=n: calls.append(n) for n in "abc"}, 20)
+    rounds = ["".join(calls[i : i + 3]) for i in range(0, len(calls), 3)]
+    assert len(rounds) == 20
+    assert {"".join(sorted(r)) for r in rounds} == {"abc"}
+    assert {r[0] for r in rounds} == {r[-1] for r in rounds} == set("abc")
     assert ratio(times["a"], times["a"]) == 1
     times = in_turn({"a": lambda: None}, 9, seconds=0)
     assert len(times["a"]) == 3
