@@ -113,8 +113,9 @@ def _measure(problem: Problem, options: Options, seeds: int | None) -> list[Row]
 def _row(
     problem: str, step: str, spent: np.ndarray, dense: np.ndarray, every: int
 ) -> Row:
-    is_due = np.arange(len(spent)) % every == every - 1
-    ratios = spent / dense[: len(spent)]
+    rounds = min(len(spent), len(dense))  # Either may have sat out the last ones.
+    spent, ratios = spent[:rounds], spent[:rounds] / dense[:rounds]
+    is_due = np.arange(rounds) % every == every - 1
     if step in _EVERY_STEP:
         is_due = np.ones_like(is_due)
     if step.startswith(("dense", "static")):

@@ -101,6 +101,14 @@ def test_dynamic_times_due_steps_apart(monkeypatch, capsys):
     assert "argsort rigl" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("spent, dense", [(7, 6), (6, 7)], ids=["dense", "rigl"])
+def test_ratios_are_of_the_rounds_that_both_took_part_in(spent, dense):
+    times = np.array([2.0, 4.0, 9.0, 2.0, 8.0, 9.0, 99.0])[:spent]
+    reference = np.array([2.0, 2.0, 3.0, 2.0, 2.0, 1.0, 1.0])[:dense]
+    row = dynamic._row("MLP", "rigl", times, reference, 3)
+    assert row == ("MLP", "rigl", 3.0, 1.5, 9.0, 6.0, ())
+
+
 def test_the_bar_of_due_steps_is_that_of_large_networks():
     row = dynamic.Row("MLP", "rigl", 1.0, 1.0, 2.0, 2.0, ())
     bars = dynamic._with_bars(row, {"argsort rigl": 30.0}, large=True).bars
