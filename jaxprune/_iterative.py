@@ -153,6 +153,7 @@ def _in_rounds(
     flags = select_prunable(params, prunable)
     leaves = jax.tree.leaves(params)
     size = sum(p.size for p, flag in zip(leaves, flags, strict=True) if flag)
+    rounds = _checks.static_count(rounds, "rounds", "rounds")
     counts = _keep_counts(sparsity, rounds, size)
 
     def checked(mask: Mask) -> Any:
@@ -170,10 +171,9 @@ def _in_rounds(
             ok & ~jnp.any(jnp.stack(nans)),
         ), None
 
-    start = (
-        jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), params),
-        jnp.bool_(True),
-    )
+    # Made of the leaves, so that inside shard_map it varies over the axes that they do.
+    ok = jnp.all(jnp.stack([jnp.ones_like(p, bool, shape=()) for p in leaves]))
+    start = (jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), params), ok)
     # The whole loop in the scores' precision: batched and compiled in there, too.
     with precision_of(jax.eval_shape(lambda mask: checked(mask)[0], start[0])):
         (mask, ok), _ = jax.lax.scan(round_, start, jax.tree.map(jnp.asarray, counts))

@@ -2,10 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune import _checks
-from jaxprune._placement import placed_like
+from jaxprune._placement import gathered, placed_like
 from jaxprune._precision import precision_of, widened
 from jaxprune._types import Scores
 
@@ -25,7 +24,8 @@ def lamp(scores: Scores) -> Scores:
 
     The order within a leaf stays, to rounding. Ties rank by flat index, the lower
     first, as in `global_mask`, and are summed in that order: the best of every leaf
-    scores exactly 1 and is the last of it to go, also with all scores equal.
+    scores exactly 1 and is the last of it to go, also with all scores equal; in a leaf
+    of zeros all score 0.
 
     Unlike the masks this needs a sort: a leaf that is sharded is gathered on every
     device while its turn lasts, and the rescaled scores are laid where it lay. Inside
@@ -40,8 +40,8 @@ def lamp(scores: Scores) -> Scores:
     Returns:
       Scores in [0, 1] with the structure, shapes and shardings of ``scores``, float32
       or wider; 0 for a score of 0, and in float32 for one whose share of the leaf's
-      largest is under some 1e-22, whose square is no number there: take the root of
-      scores that span more, or float64.
+      largest is under some 1e-19 (on CPUs, 1e-22 elsewhere), whose square is too small
+      a number there: take the root of scores that span more, or float64.
 
     Raises:
       ValueError: if ``scores`` has no leaves, or a leaf 2**31 entries or more.
@@ -81,10 +81,7 @@ def lamp(scores: Scores) -> Scores:
 def _rescaled(scores: jax.Array) -> jax.Array:
     if not scores.size:
         return scores
-    sharding = jax.typeof(scores).sharding
-    explicit = any(axis is not None for axis in sharding.spec)
-    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
-    whole = jax.sharding.reshard(scores, everywhere) if explicit else scores
+    whole, laid = gathered(scores)
     whole = whole.reshape(-1)
     whole = jnp.where(jnp.isfinite(whole), jnp.maximum(whole, 0), 0)
     largest = jnp.max(whole)
@@ -95,7 +92,5 @@ def _rescaled(scores: jax.Array) -> jax.Array:
     sums = jnp.cumsum(squares)
     ratios = jnp.where(squares > 0, squares / jnp.where(sums > 0, sums, 1), 0)
     rescaled = jnp.zeros_like(shares).at[order].set(ratios, unique_indices=True)
-    rescaled = rescaled.reshape(scores.shape)
-    if explicit:
-        rescaled = jax.sharding.reshard(rescaled, sharding)
+    rescaled = laid(rescaled.reshape(scores.shape))
     return jnp.where(jnp.isfinite(scores), rescaled, scores)

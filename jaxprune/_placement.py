@@ -1,8 +1,10 @@
 """Where arrays lie: a mask or a score lies where its parameter does."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune import _checks
 
@@ -16,3 +18,15 @@ def placed_like(array: jax.Array, leaf: Any) -> jax.Array:
         return array
     same = array.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
     return array if same else jax.device_put(array, leaf.sharding)
+
+
+def gathered(array: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+    """The array whole on every device, and what lays another where it lay.
+
+    Only on Explicit meshes, where its type tells; elsewhere the compiler decides.
+    """
+    sharding = jax.typeof(array).sharding
+    if all(axis is None for axis in sharding.spec):
+        return array, lambda other: other
+    whole = jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec()))
+    return whole, lambda other: jax.sharding.reshard(other, sharding)

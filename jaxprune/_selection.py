@@ -57,19 +57,24 @@ def select(
         def all_tied(x: jax.Array) -> jax.Array:
             return jnp.where(lowest, jnp.bool_(True), x >= value)
 
-        def some_tied(stack: Stack, bound: Wide) -> jax.Array:
-            x = stack.scores
-            first = _counting.precedes(stack, bound)(_counting.whole(x))
-            return jnp.where(lowest, x == x, x > value) | (is_tied(x) & first)
+        # Outside of the branch, whose constants vmap inside shard_map cannot take.
+        bound = _tie_bound(stacks, is_tied, room, choose)
+        tests = [_counting.precedes(stack, bound) for stack in stacks]
+
+        def some_tied(x: jax.Array, test: Callable[..., jax.Array]) -> jax.Array:
+            above = jnp.where(lowest, x == x, x > value)
+            return above | (is_tied(x) & test(_counting.whole(x)))
 
         def among(mask: jax.Array, stack: Stack) -> jax.Array:
             return mask if stack.eligible is None else mask & stack.eligible
 
         masks = jax.lax.cond(
             choose,
-            lambda bound: [among(some_tied(stack, bound), stack) for stack in stacks],
-            lambda _: [among(all_tied(stack.scores), stack) for stack in stacks],
-            _tie_bound(stacks, is_tied, room, choose),
+            lambda: [
+                among(some_tied(stack.scores, test), stack)
+                for stack, test in zip(stacks, tests, strict=True)
+            ],
+            lambda: [among(all_tied(stack.scores), stack) for stack in stacks],
         )
         return _counting.unstacked(masks, stacks)
 

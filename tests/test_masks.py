@@ -1,6 +1,9 @@
 """Mask builders: what each promises, as one table, against NumPy's sort."""
 
+import functools
+import inspect
 import itertools
+from fractions import Fraction
 
 import chex
 import jax
@@ -11,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
-from tests.helpers import exact_count, kept, normal
+from tests.helpers import kept, normal
 
 SHAPES = {"kernel": (3, 3, 8, 16), "matrix": (40, 24), "bias": (24,)}
 SIZES = {name: int(np.prod(shape)) for name, shape in SHAPES.items()}
@@ -23,36 +26,82 @@ def scores_like(seed=0, dtype=jnp.float32, ties=False):
     return jax.tree.map(jnp.round, scores) if ties else scores
 
 
-# A builder of one sparsity is one line here and inherits every test below.
+def _sum(params):
+    """Its gradient is 1 everywhere, so that FORCE ranks by magnitude."""
+    return sum(map(jnp.sum, jax.tree.leaves(params)))
+
+
+def _products(params, scale):
+    """Every matrix times unit vectors, so that SparseGPT ranks by magnitude."""
+
+    def product(leaf):
+        x = scale * jnp.eye(leaf.size // leaf.shape[-1])
+        return jnp.tensordot(x.reshape(-1, *leaf.shape[:-1]), leaf, leaf.ndim - 1)
+
+    return [product(leaf) for leaf in jax.tree.leaves(params) if leaf.ndim > 1]
+
+
+# A builder of one sparsity is one line here and inherits every test below. Up to a
+# comma its name is the public one.
 BUILDERS = {
-    "global": jp.global_mask,
-    "global, min_keep": lambda s, p, **kw: jp.global_mask(s, p, min_keep=3, **kw),
-    "layerwise": jp.layerwise_mask,
-    "layerwise, tree": lambda s, p, **kw: jp.layerwise_mask(
+    "global_mask": jp.global_mask,
+    "global_mask, min_keep": lambda s, p, **kw: jp.global_mask(s, p, min_keep=3, **kw),
+    "layerwise_mask": jp.layerwise_mask,
+    "layerwise_mask, tree": lambda s, p, **kw: jp.layerwise_mask(
         s, jax.tree.map(lambda _: p, s), **kw
     ),
-    "row": jp.row_mask,
+    "row_mask": jp.row_mask,
+    "n_m_mask": lambda s, p, **kw: jp.n_m_mask(s, 8 - round(8 * p), 8, **kw),
+    "iterative_mask": lambda s, p, **kw: jp.iterative_mask(
+        lambda scores: scores, s, sparsity=p, rounds=3, **kw
+    ),
+    "force_mask": lambda s, p, **kw: jp.force_mask(_sum, s, sparsity=p, rounds=3, **kw),
+    "sparse_gpt": lambda s, p, **kw: jp.sparse_gpt(
+        _products, s, [2.0], sparsity=p, **kw
+    )[1],
 }
 BLOCK = (4, 8)
 BLOCK_BUILDERS = {
-    "block": lambda s, p, **kw: jp.block_mask(s, p, BLOCK, **kw),
-    "block, layerwise": lambda s, p, **kw: jp.block_mask(
+    "block_mask": lambda s, p, **kw: jp.block_mask(s, p, BLOCK, **kw),
+    "block_mask, layerwise": lambda s, p, **kw: jp.block_mask(
         s, p, BLOCK, scope="layerwise", **kw
     ),
 }
 BUILDERS |= BLOCK_BUILDERS
-LAYERWISE = ("layerwise", "layerwise, tree", "block, layerwise")
-each_builder = pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS.keys())
-TAKES_PRIOR = ["global", "global, min_keep", "layerwise", *BLOCK_BUILDERS]
-takes_prior = pytest.mark.parametrize(
-    "build", [BUILDERS[name] for name in TAKES_PRIOR], ids=TAKES_PRIOR
-)
+LAYERWISE = ("layerwise_mask", "layerwise_mask, tree", "block_mask, layerwise")
+LAYERWISE += ("sparse_gpt",)  # Where a leaf is one block of columns.
+
+
+def _table(names):
+    rows = [BUILDERS[name] for name in names]
+    return pytest.mark.parametrize("build", rows, ids=names)
+
+
+def _has_prior(name):
+    return "prior" in inspect.signature(vars(jp)[name.split(",")[0]]).parameters
+
+
+each_builder = _table([*BUILDERS])
+takes_prior = _table([name for name in BUILDERS if _has_prior(name)])
+# Counts of a row or a group are static; a min_keep may ask for more than is left.
+STATIC = ("row_mask", "n_m_mask", "sparse_gpt", "global_mask, min_keep")
+takes_traced = _table([name for name in BUILDERS if name not in STATIC])
+
+
+def test_every_builder_has_a_row():
+    masks = {name for name in vars(jp) if name.endswith("_mask")}
+    others = {f"{verb}_mask" for verb in ("apply", "get", "set", "load", "save")}
+    others |= {"shuffle_mask"}  # Of a mask, not of scores.
+    rows = {name.split(",")[0] for name in BUILDERS}
+    assert rows == masks - others | {"sparse_gpt"}
 
 
 def expected_removed(build, sparsity):
-    if build is jp.row_mask:  # Of every output, along the inputs.
+    if build is BUILDERS["row_mask"]:  # Of every output, along the inputs.
         rows = [(SHAPES[name][-2], SIZES[name]) for name in PRUNABLE]
         return sum(round(sparsity * n) * (size // n) for n, size in rows)
+    if build is BUILDERS["n_m_mask"]:  # Of every eight.
+        return sum(round(sparsity * 8) * SIZES[name] // 8 for name in PRUNABLE)
     by_leaf = build in [BUILDERS[name] for name in LAYERWISE]
     unit = 32 if build in BLOCK_BUILDERS.values() else 1  # Weights that go together.
     sizes = [SIZES[name] // unit for name in PRUNABLE]
@@ -146,13 +195,14 @@ def test_global_keeps_what_a_sort_keeps(dtype, seed):
     np.testing.assert_array_equal(ours, expected)
 
 
+@takes_traced
 @pytest.mark.parametrize("sparsity", [0.1, 0.3, 0.55, 0.7, 0.999, 1e-8])
-def test_a_traced_sparsity_counts_as_the_float32_that_it_is(sparsity):
+def test_a_traced_sparsity_counts_as_the_float32_that_it_is(build, sparsity):
     scores = scores_like()
     total = sum(SIZES[name] for name in PRUNABLE)
-    mask = jax.jit(jp.global_mask)(scores, jnp.float32(sparsity))
+    mask = jax.jit(build)(scores, jnp.float32(sparsity))
     removed = total - kept({name: mask[name] for name in PRUNABLE})
-    assert removed == exact_count(np.float32(sparsity), total)
+    assert removed == expected_removed(build, Fraction(float(np.float32(sparsity))))
 
 
 def test_vmap_over_sparsities():
@@ -274,16 +324,16 @@ def test_apply_mask_chooses_and_does_not_multiply():
 
 
 # Sharding: masks of sharded scores are those of whole ones, and nothing is gathered.
-SHARDED = {"a": (512, 256), "b": (64, 32), "c": (3, 3, 8, 8)}
+SHARDED = {"a": (512, 256), "b": (64, 32), "c": (3, 3, 32, 16)}
 SPECS = {"a": P("x", "y"), "b": P("x"), "c": P(None, None, "x", "y")}
 SHARDED_BUILDERS = {
-    "global": lambda s: jp.global_mask(s, 0.9),
-    "min_keep": lambda s: jp.global_mask(s, 0.99, min_keep=50),
-    "layerwise": lambda s: jp.layerwise_mask(s, 0.9),
-    "block": lambda s: jp.block_mask(s, 0.9, (2, 4)),
-    "n_m": lambda s: jp.n_m_mask(s, 1, 2),
-    "iterative": lambda s: jp.iterative_mask(jp.magnitude, s, sparsity=0.9, rounds=3),
+    name: functools.partial(lambda build, s: build(s, 0.9), build)
+    for name, build in BUILDERS.items()
 }
+SHARDED_BUILDERS["global_mask, min_keep"] = lambda s: jp.global_mask(
+    s, 0.99, min_keep=50
+)
+GATHERS = ("row_mask", "sparse_gpt")  # They promise the mask and its place alone.
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
@@ -298,21 +348,38 @@ def test_sharded_scores_give_the_same_mask_and_stay_where_they_are(name, axis_ty
     compiled = jax.jit(build).lower(sharded).compile()
     text = compiled.as_text()
     for moved in ("all-gather", "all-to-all", "collective-permute", " sort("):
-        assert moved not in text, moved
+        assert name in GATHERS or moved not in text, moved
     chex.assert_trees_all_equal(compiled(sharded), build(scores))
 
 
+@each_builder
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-def test_a_mask_lies_where_its_scores_lie(axis_type):
+def test_a_mask_lies_where_its_scores_lie(build, axis_type):
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)
     specs = {"w": P("x", "y"), "bias": P("y")}
     scores = {
         k: jax.device_put(v, NamedSharding(mesh, specs[k]))
         for k, v in normal(w=(64, 32), bias=(8,)).items()
     }
-    mask = jp.global_mask(scores, 0.9)
+    mask = build(scores, 0.9)
     for name, leaf in mask.items():
         assert leaf.sharding.is_equivalent_to(scores[name].sharding, leaf.ndim)
+
+
+def test_like_shaped_leaves_of_a_shard_are_chosen_from_together():
+    # The small ones are stacked, and chosen from under vmap inside of shard_map.
+    mesh, scores = jax.make_mesh((8,), ("d",)), normal(w=(64, 4), v=(64, 4))
+    mapped = jax.shard_map(
+        lambda s: jp.layerwise_mask(s, 0.75),
+        mesh=mesh,
+        in_specs=P("d"),
+        out_specs=P("d"),
+    )
+    mask = mapped(jax.device_put(scores, NamedSharding(mesh, P("d"))))
+    for name, leaf in scores.items():
+        blocks = leaf.reshape(8, 8, 4)
+        expected = jnp.stack([jp.layerwise_mask(block, 0.75) for block in blocks])
+        np.testing.assert_array_equal(mask[name].reshape(8, 8, 4), expected)
 
 
 def test_the_compiled_text_of_a_mask_holds_no_sort():
@@ -323,12 +390,12 @@ def test_the_compiled_text_of_a_mask_holds_no_sort():
     assert "top_k" not in text
 
 
-@pytest.mark.parametrize("builder", ["global", "layerwise"])
-def test_a_shard_decides_on_itself_inside_shard_map_and_pmap(builder):
+@each_builder
+def test_a_shard_decides_on_itself_inside_shard_map_and_pmap(build):
     scores = normal(w=(64, 32))
     blocks = scores["w"].reshape(8, 8, 32)
-    expected = jnp.stack([BUILDERS[builder]({"w": b}, 0.75)["w"] for b in blocks])
-    build = lambda s: BUILDERS[builder](s, 0.75)  # noqa: E731
+    build = functools.partial(lambda build, s: build(s, 0.75), build)
+    expected = jnp.stack([build({"w": b})["w"] for b in blocks])
     mesh = jax.make_mesh((8,), ("d",))
     mapped = jax.shard_map(build, mesh=mesh, in_specs=P("d"), out_specs=P("d"))
     placed = jax.device_put(scores["w"], NamedSharding(mesh, P("d")))

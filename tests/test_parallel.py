@@ -35,6 +35,17 @@ def _prospr(axis_name):
     return lambda p, x, y: score(p, (jnp.stack([x, -x]), jnp.stack([y, y])), x, y)
 
 
+def _wanda(axis_name):
+    def score(params, x, y):
+        scores = jp.wanda(apply_fn)(params, x)
+        if axis_name is None:
+            return scores
+        # Norms over the examples: their squares add up.
+        return jax.tree.map(lambda s: jnp.sqrt(jax.lax.psum(s**2, axis_name)), scores)
+
+    return score
+
+
 def _synflow(_):
     # It reads no data: an input of one example, the same on every device, will do.
     return lambda p, x, y: jp.synflow(apply_fn)(p, jnp.zeros((1, 8)))
@@ -61,6 +72,7 @@ SCORES = {
     ),
     "prospr": _prospr,
     "synflow": _synflow,
+    "wanda": _wanda,
     "gradient_flow": lambda axis: jp.gradient_flow(loss_fn, axis_name=axis),
     "iterative_mask": lambda axis: (
         lambda p, *batch: jp.iterative_mask(

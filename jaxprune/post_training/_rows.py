@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _checks, _wide
-from jaxprune._placement import placed_like
+from jaxprune._placement import gathered, placed_like
 from jaxprune._prunable import matrices, select_prunable
 from jaxprune._selection import select
 from jaxprune._types import Mask, Prunable, Real, Scores
@@ -68,13 +68,14 @@ def row_mask(
             continue
         axes = _axes(axis, path, leaf)
         order = [*(i for i in range(leaf.ndim) if i not in axes), *axes]
-        moved = jnp.transpose(leaf, order)
+        whole, laid = gathered(leaf)
+        moved = jnp.transpose(whole, order)
         size = math.prod(leaf.shape[i] for i in axes)
         keep = size - round(sparsity * size)
         mask = _best_of_rows(moved.reshape(-1, size), _wide.wide(keep))
         mask = mask.reshape(moved.shape)
         back = [order.index(i) for i in range(leaf.ndim)]
-        masks.append(placed_like(jnp.transpose(mask, back), leaf))
+        masks.append(placed_like(laid(jnp.transpose(mask, back)), leaf))
     return jax.tree.unflatten(structure, masks)
 
 
@@ -91,11 +92,12 @@ def _axes(axis: Any, path: str, leaf: Any) -> tuple[int, ...]:
                 "Leave the leaf out with prunable=jp.by_path(pattern)."
             )
         axis = axis[path]
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    several = isinstance(axis, Sequence) and not isinstance(axis, str)
+    axes = [_checks.check_axis(a) for a in (axis if several else [axis])]
     known = range(-leaf.ndim, leaf.ndim)
     if not axes or not all(a in known for a in axes):
         raise ValueError(
-            f"The leaf {path} of shape {leaf.shape} does not have the axes {axes}: "
+            f"The leaf {path} of shape {leaf.shape} does not have the axes {(*axes,)}: "
             f"axis numbers one or more, from {known[0]} to {known[-1]}."
         )
     return tuple(sorted({a % leaf.ndim for a in axes}))
