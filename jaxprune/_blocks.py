@@ -41,7 +41,8 @@ def block_mask(
 
     Args:
       scores: a tree of floating arrays, larger = keep; NaN and infinities as in
-        `global_mask`. Half precision is summed in float32.
+        `global_mask`, and a sum of inf and -inf is NaN. Half precision is summed in
+        float32.
       sparsity: fraction of blocks removed, in [0, 1), which is that of prunable
         weights: a number, or for ``scope="layerwise"`` also a tree of numbers, such as
         `erk` returns.
@@ -114,7 +115,7 @@ def _check_options(block: Any, scope: str, reduce: str) -> None:
             f"(4, 4); got {block!r}."
         )
     for entries in block:
-        _checks.check_count(entries, "block", "weights along each axis")
+        _checks.static_count(entries, "block", "weights along each axis")
     for name, value, known in (("scope", scope, _SCOPES), ("reduce", reduce, _POOLS)):
         if value not in known:
             raise ValueError(

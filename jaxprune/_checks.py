@@ -64,7 +64,8 @@ def check_callable(value: Any, name: str, call: str) -> None:
 
 def check_optimizer(inner: Any, caller: str) -> None:
     """Raises unless ``inner`` is an optax transformation."""
-    if not (hasattr(inner, "init") and hasattr(inner, "update")):
+    made = not isinstance(inner, type)
+    if not (made and hasattr(inner, "init") and hasattr(inner, "update")):
         raise TypeError(
             f"{caller} wraps an optax optimizer, such as optax.adam(1e-3), as its "
             f"first argument; got {described(inner)}."
@@ -204,25 +205,58 @@ def check_key(key: Any) -> None:
         raise TypeError(f"key must be a random key, jax.random.key(0); got {given}.")
 
 
-def check_count(value: Any, name: str, unit: str, least: int = 1) -> None:
-    """Raises unless a count known while tracing is a whole number >= ``least``."""
+def check_count(value: Any, name: str, unit: str, least: int = 1) -> Any:
+    """Raises unless a count is a whole number >= ``least`` that an int32 holds.
+
+    Returns:
+      The count as an int, or as it is if it is traced.
+    """
     if isinstance(value, Tracer):
-        return
+        return value
     number = is_python_number(value) or isinstance(value, jax.Array | np.ndarray)
     if not number or np.ndim(value) or not value >= least or value % 1 != 0:
         raise ValueError(
             f"{name} must be a whole number of {unit}, at least {least}; got {value!r}."
         )
+    count = int(value)
+    if count >= 2**31:
+        raise ValueError(f"{name} must be below 2**31 {unit}; got {value!r}.")
+    return count
 
 
-def check_group(n: Any, m: Any) -> None:
-    """Raises unless ``n`` of every ``m`` weights can be kept."""
-    check_count(n, "n", "weights kept in a group", least=0)
+def static_count(value: Any, name: str, unit: str, least: int = 1) -> int:
+    """Reads a count as `check_count` does; raises if it is traced."""
+    if isinstance(value, Tracer):
+        raise TypeError(
+            f"{name} must be known while tracing, a whole number of {unit}; got a "
+            f"traced {described(value)}. Pass a Python int."
+        )
+    return check_count(value, name, unit, least)
+
+
+def check_group(n: Any, m: Any) -> tuple[Any, int]:
+    """Raises unless ``n`` of every ``m`` weights can be kept; returns both as ints.
+
+    ``n`` may be traced.
+    """
+    m = static_count(m, "m", "weights in a group")
+    n = check_count(n, "n", "weights kept in a group", least=0)
     if not isinstance(n, Tracer) and n > m:
         raise ValueError(
             f"n of every m weights are kept, so n <= m; got n={n}, m={m}. For 2:4 pass "
             "n=2, m=4."
         )
+    return n, m
+
+
+def check_axis(value: Any, name: str = "axis") -> int:
+    """Reads an axis, a Python or NumPy integer; raises if it is anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(
+            f"{name} must be an integer, such as -2 for the inputs of a Flax kernel; "
+            f"got {described(value)}."
+        )
+    return int(value)
 
 
 def check_no_nans(tree: Any, name: str) -> None:

@@ -16,6 +16,7 @@ from jaxprune._transforms import (
     enforced,
     incremented,
     require_params,
+    value_at,
     zeros_first,
 )
 from jaxprune._types import Mask, Params, Prunable
@@ -144,12 +145,12 @@ def dissipating(
         updates: Any, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[Any, DissipatingState]:
         del extra
-        given = require_params(params, "dissipating")
+        given = require_params(params, updates, "dissipating")
         _checks.check_floating(given, "params")
         step = incremented(state.step)
 
         def moved(mask: Mask) -> Mask:
-            least: Any = threshold(step) if callable(threshold) else threshold
+            least: Any = value_at(threshold, step)
             stays = jax.tree.map(
                 lambda m, a, b: m & (jnp.abs(a - b) > least * jnp.abs(b)),
                 mask,
@@ -160,7 +161,7 @@ def dissipating(
             return jax.tree.map(lambda f, s, m: s if f else m, flags, stays, mask)
 
         def most_moved(mask: Mask) -> Mask:
-            target = sparsity(step) if callable(sparsity) else sparsity
+            target = value_at(sparsity, step)
             ratio = jax.tree.map(
                 lambda a, b: jnp.abs(a - b) / jnp.abs(b),
                 widened(given),

@@ -13,12 +13,11 @@ from jaxprune._moving import (
     due_updates,
     exchanged,
     moving,
-    value_at,
 )
 from jaxprune._prunable import matrices
 from jaxprune._scores import magnitude, random
 from jaxprune._state import initial_mask
-from jaxprune._transforms import SparseWrapperState
+from jaxprune._transforms import SparseWrapperState, value_at
 from jaxprune._types import Mask, Params, Prunable
 
 
@@ -68,6 +67,9 @@ def rigl(
     the weights that stay. The paper may grow what it has just dropped; here that is
     gone until the next due update.
 
+    A training step may be differentiated in forward mode (``jax.jvp``), but not in
+    reverse: what due updates do stands in a while loop, so that others skip it.
+
     Args:
       inner: any optax transformation that keeps its state weight by weight.
       mask: a tree of bool like the parameters, ``True`` = kept; copied into the state.
@@ -79,6 +81,7 @@ def rigl(
         at three quarters of the training.
       drop_fraction: fraction of a leaf's kept weights that move, in [0, 1): a number,
         or an optax schedule of k. It counts as the real number that the float32 is.
+        A schedule is traced: what it gives outside [0, 1] counts as the nearer end.
         The paper's is ``optax.cosine_decay_schedule(0.3, until)``.
 
     Returns:

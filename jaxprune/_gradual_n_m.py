@@ -68,9 +68,12 @@ def gradual_n_m(
       Kao et al., `Training Recipe for N:M Structured Sparsity with Decaying Pruning
       Mask <https://arxiv.org/abs/2209.07617>`_, 2022.
     """
-    _checks.check_count(m, "m", "weights in a group")
-    if not callable(n):
-        _checks.check_group(n, m)
+    n, m = (
+        (n, _checks.static_count(m, "m", "weights in a group"))
+        if callable(n)
+        else _checks.check_group(n, m)
+    )
+    axis = _checks.check_axis(axis)
     _checks.check_callable(score, "score", "score(params) -> scores")
 
     def pruned(params: Params, mask: Mask, step: jax.Array) -> Mask:

@@ -126,7 +126,7 @@ def k_starts(
       <https://arxiv.org/abs/2209.02201>`_, 2022.
     """
     _checks.check_key(key)
-    _checks.check_count(k, "k", "masks")
+    k = _checks.static_count(k, "k", "masks")
     _checks.check_count(select_at, "select_at", "updates")
     if sparsity is None or jax.tree_util.all_leaves([sparsity]):
         _checks.check_sparsity(sparsity)
@@ -171,7 +171,7 @@ def k_starts(
         **extra: Any,
     ) -> tuple[Any, KStartsState]:
         del extra
-        given = require_params(params, "k_starts")
+        given = require_params(params, updates, "k_starts")
         _checks.check_floating(given, "params")
         step = incremented(state.step)
         evidence = state.evidence

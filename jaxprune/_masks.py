@@ -60,7 +60,7 @@ def global_mask(
       dtype=bool)}
     """
     _checks.check_sparsity(sparsity)
-    _checks.check_count(min_keep, "min_keep", "weights", least=0)
+    min_keep = _checks.static_count(min_keep, "min_keep", "weights", least=0)
     flags = check_scores(scores, prunable, prior)
     chosen, eligible = prunable_leaves(scores, flags, prior)
     size = sum(leaf.size for leaf in chosen)

@@ -10,7 +10,7 @@ import optax
 from jaxprune import _checks, _counting, _wide
 from jaxprune._due import check_window, when_due
 from jaxprune._masks import best_of_each
-from jaxprune._regrown import check_resettable, fresh_where
+from jaxprune._regrown import check_resettable, check_steady, fresh_where
 from jaxprune._scores import magnitude
 from jaxprune._transforms import enforced, incremented, require_params, zeroed
 from jaxprune._types import Mask, Params, Scores
@@ -45,7 +45,7 @@ def moving(
     def update(
         updates: Any, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[Any, Any]:
-        params = require_params(params, name)
+        params = require_params(params, updates, name)
         step = incremented(state.step)
 
         # All that a due update changes is carried in place, so that others pass it by.
@@ -67,6 +67,7 @@ def moving(
         )
         gradient = zeroed(gradient, mask)
         updates, inner_state = inner.update(gradient, inner_state, params, **extra)
+        check_steady(state.inner_state, inner_state, name)
         # What is grown is 0 and has no gradient; some optimizers would move it yet. To
         # tell it from other weights at 0, flags beside the mask would be written on
         # every step: these wait as well, in leaves where something grew.
@@ -139,8 +140,3 @@ def check_drop_fraction(drop_fraction: Any) -> None:
         _checks.check_fraction(
             drop_fraction, "drop_fraction", "of a leaf's kept weights to move"
         )
-
-
-def value_at(value: Any, step: jax.Array) -> Any:
-    """A schedule's value at a step, or the number that it is."""
-    return value(step) if callable(value) else value

@@ -39,7 +39,7 @@ def n_m_mask(
     Raises:
       ValueError: if ``n > m``, a prunable leaf's axis is not a multiple of ``m``,
         nothing is prunable, or, outside ``jit``, a score is NaN.
-      TypeError: if a leaf is not floating.
+      TypeError: if a leaf is not floating, ``m`` is traced, or ``axis`` no integer.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -47,8 +47,7 @@ def n_m_mask(
       >>> jp.n_m_mask(scores, 2, 4)[:, 0]
       Array([ True, False, False,  True], dtype=bool)
     """
-    _checks.check_count(m, "m", "weights in a group")
-    _checks.check_group(n, m)
+    (n, m), axis = _checks.check_group(n, m), _checks.check_axis(axis)
     flags = check_scores(scores, prunable, None)
     for path, leaf, flag in zip(
         _checks.leaf_paths(scores), jax.tree.leaves(scores), flags, strict=True

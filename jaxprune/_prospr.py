@@ -40,8 +40,8 @@ def prospr(
       paper takes 3). Non-negative scores like ``params``, float32 or wider.
 
     Raises:
-      TypeError: if ``learning_rate`` is no number; when called, if the loss is not a
-        scalar, a leaf is not floating, or ``batches`` is not a tuple like ``batch``.
+      TypeError: if ``learning_rate`` is not one number; when called, if the loss is not
+        a scalar, a leaf is not floating, or ``batches`` is not a tuple like ``batch``.
       ValueError: if ``learning_rate`` is below 0; when called, if the arrays of
         ``batches`` are not all of one length.
 
@@ -59,7 +59,9 @@ def prospr(
     """
     _checks.check_callable(loss_fn, "loss_fn", "loss_fn(params, *batch) -> loss")
     known = _checks.is_python_number(learning_rate)
-    if not known and not isinstance(learning_rate, jax.Array):
+    if not known and not (
+        isinstance(learning_rate, jax.Array) and learning_rate.ndim == 0
+    ):
         raise TypeError(
             "learning_rate must be a number, the size of a step of gradient descent; "
             f"got {_checks.described(learning_rate)}."

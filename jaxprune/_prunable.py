@@ -114,8 +114,8 @@ def divisible_by(m: int | Sequence[int], *, axis: int | Sequence[int] = -2) -> P
             f"m must have one size for every axis; got m={m} and axis={axis}. For "
             "blocks pass axis=(-2, -1)."
         )
-    for size in sizes:
-        _checks.check_count(size, "m", "weights in a group")
+    sizes = [_checks.static_count(size, "m", "weights in a group") for size in sizes]
+    axes = [_checks.check_axis(a) for a in axes]
 
     def divides(p: Any) -> bool:
         return all(

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from jaxprune import _checks
+from jaxprune._state import is_masked_node
 
 
 def check_resettable(
@@ -24,20 +25,31 @@ def check_resettable(
     refused = []
 
     def look(value: Any, path: Any, leaf: Any) -> None:
-        if not _is_masked_node(value) and np.shape(value) != np.shape(leaf):
+        if is_masked_node(value) or _is_flag(value):
+            return
+        if np.shape(value) != np.shape(leaf):
             refused.append((path, np.shape(leaf), np.shape(value)))
 
     paths = jax.tree.unflatten(jax.tree.structure(params), _checks.leaf_paths(params))
     try:
-        optax.tree.map_params(
-            inner, look, state, paths, params, is_leaf=_is_masked_node
-        )
+        optax.tree.map_params(inner, look, state, paths, params, is_leaf=is_masked_node)
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(_refusal(name, "it is laid out otherwise")) from error
     if refused:
         path, shape, found = refused[0]
         detail = f"for the leaf {path} of shape {shape} it has shape {found}"
         raise ValueError(_refusal(name, detail))
+
+
+def check_steady(before: Any, after: Any, name: str) -> None:
+    """Raises if the optimizer's state has another structure after its update."""
+    if jax.tree.structure(before) != jax.tree.structure(after):
+        raise ValueError(
+            f"jaxprune.{name} wraps an optimizer whose state keeps its tree structure, "
+            "but here it changed on the update. Put the link that changes it "
+            f"(optax.monitor does) beside: optax.chain(jp.{name}(...), "
+            "optax.monitor(...))."
+        )
 
 
 def fresh_where(
@@ -56,24 +68,24 @@ def fresh_where(
     Returns:
       A state like ``state``.
     """
-    fresh = inner.init(jax.tree.map(jnp.zeros_like, params))
-    where = optax.tree.map_params(
-        inner,
-        lambda value, flags: value if _is_masked_node(value) else flags,
-        state,
-        grown,
-        transform_non_params=lambda _: None,
-        is_leaf=_is_masked_node,
-    )
+    # Read one after the other: what is not like the parameters may change its tree.
+    fresh: list[Any] = []
+    start = inner.init(jax.tree.map(jnp.zeros_like, params))
+    optax.tree.map_params(inner, fresh.append, start, is_leaf=is_masked_node)
+    following = iter(fresh)
 
-    def chosen(flags: Any, new: Any, old: Any) -> Any:
-        return old if flags is None else jnp.where(flags, new.astype(old.dtype), old)
+    def chosen(old: Any, flags: Any) -> Any:
+        new = next(following)
+        if is_masked_node(old) or _is_flag(old):
+            return old
+        return jnp.where(flags, new.astype(old.dtype), old)
 
-    return jax.tree.map(chosen, where, fresh, state, is_leaf=lambda x: x is None)
+    return optax.tree.map_params(inner, chosen, state, grown, is_leaf=is_masked_node)
 
 
-def _is_masked_node(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)
+def _is_flag(value: Any) -> bool:
+    """Tells whether a value is one flag of a whole leaf, as ``optax.zero_nans`` has."""
+    return np.shape(value) == () and value.dtype == jnp.bool_
 
 
 def _refusal(name: str, detail: str) -> str:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxprune import _checks
@@ -138,6 +139,7 @@ def scale_leaves(factors: Any) -> optax.GradientTransformation:
       ``optax.masked`` and ``optax.partition`` it scales the leaves that it sees.
 
     Raises:
+      TypeError: if a factor is not one number.
       ValueError: at update, if the updates do not have the structure of ``factors``.
 
     Example:
@@ -147,6 +149,13 @@ def scale_leaves(factors: Any) -> optax.GradientTransformation:
       >>> tx.update(grads, tx.init(grads))[0]
       {'a': Array([-1.], dtype=float32), 'b': Array([-0.5], dtype=float32)}
     """
+    for path, factor in jax.tree_util.tree_leaves_with_path(factors):
+        array = isinstance(factor, jax.Array | np.ndarray) and factor.ndim == 0
+        if not (array or _checks.is_python_number(factor)):
+            raise TypeError(
+                f"factors: the leaf {_checks.path_str(path)} must be one number, the "
+                f"scale of its leaf; got {_checks.described(factor)}."
+            )
 
     def scaled(updates: Any, params: Any = None) -> Any:
         del params

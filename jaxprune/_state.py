@@ -148,25 +148,26 @@ def _require_states(states: list[Any]) -> None:
         )
 
 
-def _is_masked_node(node: Any) -> bool:
+def is_masked_node(node: Any) -> bool:
+    """Tells whether optax has hidden what stands here."""
     return isinstance(node, optax.MaskedNode)
 
 
 def narrowed(mask: Any, tree: Any) -> Any:
     """Puts ``optax.MaskedNode`` into a mask wherever the tree has one."""
-    nodes, structure = jax.tree.flatten(tree, is_leaf=_is_masked_node)
-    if not any(map(_is_masked_node, nodes)):
+    nodes, structure = jax.tree.flatten(tree, is_leaf=is_masked_node)
+    if not any(map(is_masked_node, nodes)):
         return mask
     leaves = jax.tree.leaves(mask)
     if len(leaves) == len(nodes):
         pairs = zip(nodes, leaves, strict=True)
-        return structure.unflatten(n if _is_masked_node(n) else m for n, m in pairs)
+        return structure.unflatten(n if is_masked_node(n) else m for n, m in pairs)
     try:  # A node may stand for a whole subtree.
         return jax.tree.map(
-            lambda n, m: n if _is_masked_node(n) else m,
+            lambda n, m: n if is_masked_node(n) else m,
             tree,
             mask,
-            is_leaf=_is_masked_node,
+            is_leaf=is_masked_node,
         )
     except ValueError as error:
         raise _does_not_fit(mask, tree) from error
@@ -174,19 +175,19 @@ def narrowed(mask: Any, tree: Any) -> Any:
 
 def _widened(mask: Any, full: Any) -> Any:
     """Puts all True into a mask wherever it has an ``optax.MaskedNode``."""
-    nodes = jax.tree.leaves(mask, is_leaf=_is_masked_node)
-    if not any(map(_is_masked_node, nodes)):
+    nodes = jax.tree.leaves(mask, is_leaf=is_masked_node)
+    if not any(map(is_masked_node, nodes)):
         return jax.tree.structure(full).unflatten(_matching_leaves(mask, full))
     leaves, structure = jax.tree.flatten(full)
     if len(leaves) == len(nodes):
         pairs = zip(nodes, leaves, strict=True)
-        return structure.unflatten(f if _is_masked_node(n) else n for n, f in pairs)
+        return structure.unflatten(f if is_masked_node(n) else n for n, f in pairs)
     try:  # A node may stand for a whole subtree.
         return jax.tree.map(
-            lambda n, f: f if _is_masked_node(n) else n,
+            lambda n, f: f if is_masked_node(n) else n,
             mask,
             full,
-            is_leaf=_is_masked_node,
+            is_leaf=is_masked_node,
         )
     except ValueError as error:
         raise _does_not_fit(mask, full) from error

@@ -86,7 +86,7 @@ def keep_sparse(
         updates: Any, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[Any, SparseState]:
         del extra
-        params = require_params(params, "keep_sparse")
+        params = require_params(params, updates, "keep_sparse")
         step = incremented(state.step)
         return enforced(updates, state.mask, params), SparseState(step, state.mask)
 
@@ -134,7 +134,7 @@ def sparse(
     def update(
         updates: Any, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[Any, SparseWrapperState]:
-        params = require_params(params, "sparse")
+        params = require_params(params, updates, "sparse")
         updates = zeroed(updates, state.mask)
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
         step = incremented(state.step)
@@ -201,12 +201,13 @@ def gradual(
     _checks.check_callable(score, "score", "score(params) -> scores")
 
     def pruned(params: Params, mask: Mask, step: jax.Array) -> Mask:
-        target = sparsity(step) if callable(sparsity) else sparsity
         masked = apply_mask(params, mask)
         scores = score(masked)
         _checks.check_like(scores, params, "scores", "params")
         scores = zeros_first(scores, masked)
-        return global_mask(scores, target, prunable=prunable, prior=mask)
+        return global_mask(
+            scores, value_at(sparsity, step), prunable=prunable, prior=mask
+        )
 
     return pruning("gradual", every, pruned)
 
@@ -230,7 +231,7 @@ def pruning(
         updates: Any, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[Any, SparseState]:
         del extra
-        given = require_params(params, name)
+        given = require_params(params, updates, name)
         step = incremented(state.step)
         mask = when_due(
             step % every == 0, lambda mask: pruned(given, mask, step), state.mask
@@ -262,11 +263,17 @@ def incremented(step: jax.Array) -> jax.Array:
     return jnp.asarray(optax.safe_increment(step))
 
 
-def require_params(params: Params | None, name: str) -> Params:
-    """Returns the parameters, or says how to hand them over."""
+def require_params(params: Params | None, updates: Any, name: str) -> Params:
+    """Returns the parameters if the updates are like them, or says what is missing."""
     if params is None:
         raise ValueError(
             f"jaxprune.{name} needs the parameters to keep pruned weights at 0. Call "
             "tx.update(grads, opt_state, params)."
         )
+    _checks.check_like(updates, params, f"jaxprune.{name}: grads", "params")
     return params
+
+
+def value_at(value: Any, step: jax.Array) -> Any:
+    """A schedule's value at a step, or the number that it is."""
+    return value(step) if callable(value) else value

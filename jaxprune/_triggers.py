@@ -192,7 +192,7 @@ def epi_trigger(
             f"threshold must be a number in (0, 1], the likeness of masks from which "
             f"on to prune; got {threshold!r}. For magnitude the authors show 0.983."
         )
-    _checks.check_count(window, "window", "earlier masks")
+    window = _checks.static_count(window, "window", "earlier masks")
 
     def init(params: Params) -> EpiState:
         flags = select_prunable(params, prunable)

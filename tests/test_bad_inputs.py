@@ -6,6 +6,7 @@ fractions. The answer says what was given, what is allowed, and what to do.
 """
 
 import inspect
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,11 @@ GROUPS = structured.channel_groups(two, T, TX)
 WORTH = (np.arange(4.0),)
 CHANNELS = structured.structured_mask(WORTH, GROUPS, T, 0.5)
 REMOVE = structured.structured_mask
+
+
+def updated_by(tx):
+    """The first update by a transformation."""
+    return tx.update(P, tx.init(P), P)
 
 
 def updated(tx):
@@ -101,6 +107,11 @@ ROWS = {
         lambda: jp.prospr(loss_fn, learning_rate="0.1"),
         TypeError,
         "learning_rate must be a number.*got '0.1'",
+    ),
+    "prospr: a learning rate a weight": (
+        lambda: jp.prospr(loss_fn, learning_rate=jnp.ones(6)),
+        TypeError,
+        r"learning_rate must be a number.*got float32\[6\]",
     ),
     "prospr: no steps": (
         lambda: jp.prospr(loss_fn)(P, X),
@@ -220,8 +231,18 @@ ROWS = {
     ),
     "n_m_mask: an axis by its name": (
         lambda: jp.n_m_mask(SCORES, 2, 4, axis="inputs"),
-        ValueError,
-        r"dense/kernel of shape \(4, 6\) has no axis 'inputs'.*axis=-2",
+        TypeError,
+        "axis must be an integer, such as -2.*got 'inputs'",
+    ),
+    "n_m_mask: a traced size": (
+        lambda: jax.jit(lambda m: jp.n_m_mask(SCORES, 1, m))(2),
+        TypeError,
+        r"m must be known while tracing.*traced int32\[\]. Pass a Python int",
+    ),
+    "divisible_by: no axis": (
+        lambda: jp.divisible_by(2, axis=None),
+        TypeError,
+        "axis must be an integer, such as -2.*got None",
     ),
     "block_mask: one number for a shape": (
         lambda: jp.block_mask(SCORES, 0.5, 2),
@@ -231,6 +252,11 @@ ROWS = {
     "row_mask: percent": (lambda: jp.row_mask(SCORES, 90), ValueError, PERCENT),
     "row_mask: an axis by its name": (
         lambda: jp.row_mask(SCORES, 0.5, axis="rows"),
+        TypeError,
+        "axis must be an integer, such as -2.*got 'rows'",
+    ),
+    "row_mask: an axis that is not there": (
+        lambda: jp.row_mask(SCORES, 0.5, axis=2),
         ValueError,
         r"dense/kernel of shape \(4, 6\).*axis numbers one or more, from -2 to 1",
     ),
@@ -306,6 +332,37 @@ ROWS = {
         lambda: jp.rigl(0.1, MASK, every=2, until=4),
         TypeError,
         f"rigl {NO_INNER}.*got 0.1",
+    ),
+    "rigl: an end that no step number reaches": (
+        lambda: jp.rigl(SGD, MASK, every=100, until=sys.maxsize),
+        ValueError,
+        r"until must be below 2\*\*31 updates; got 9223372036854775807",
+    ),
+    "rigl: gradients of one layer": (
+        lambda: jp.rigl(SGD, MASK, every=2, until=4).update(
+            {"dense": {"kernel": SCORES["dense"]["kernel"]}},
+            jp.rigl(SGD, MASK, every=2, until=4).init(P),
+            P,
+        ),
+        ValueError,
+        r"jaxprune.rigl: grads must have the tree structure.*it lacks dense/bias",
+    ),
+    "keep_sparse: what value_and_grad returns": (
+        lambda: jp.keep_sparse().update((1.0, P), jp.keep_sparse().init(P), P),
+        ValueError,
+        r"grads must have the tree structure of params.*it has 0, 1/dense/bias",
+    ),
+    "rigl: a link whose state changes its structure": (
+        lambda: updated_by(
+            jp.rigl(
+                optax.chain(SGD, optax.monitor({"norm": optax.tree.norm})),
+                MASK,
+                every=2,
+                until=4,
+            )
+        ),
+        ValueError,
+        r"state keeps its tree structure.*chain\(jp.rigl\(\.\.\.\), optax.monitor\(",
     ),
     "rigl: an end before the first due update": (
         lambda: jp.rigl(SGD, MASK, every=100, until=75),
@@ -409,9 +466,16 @@ ROWS = {
         r"must be a function, such as.*jp.by_path\('kernel'\); got 'kernel'",
     ),
     "scale_leaves: the factors of one layer": (
-        lambda: jp.scale_leaves(P["dense"]).update(P, optax.EmptyState()),
+        lambda: jp.scale_leaves({"kernel": 1.0, "bias": 1.0}).update(
+            P, optax.EmptyState()
+        ),
         ValueError,
         "factors must have one number for every leaf of the parameters",
+    ),
+    "scale_leaves: a factor a weight": (
+        lambda: jp.scale_leaves(P),
+        TypeError,
+        r"factors: the leaf dense/bias must be one number.*got float32\[6\]",
     ),
     # Layers of large models
     "input_axes: the arguments swapped": (
@@ -428,6 +492,17 @@ ROWS = {
         lambda: jp.sparse_gpt(apply_fn, P, [X], n_m="2:4"),
         ValueError,
         r"n_m must be two numbers, \(2, 4\) for 2:4; got '2:4'",
+    ),
+    "sparse_gpt: damping too small for float32": (
+        lambda: jp.sparse_gpt(
+            lambda p, x: x @ p,
+            normal(0, w=(8, 4))["w"],
+            [normal(1, x=(3, 8))["x"]],
+            sparsity=0.5,
+            damping=1e-8,
+        ),
+        ValueError,
+        r"inputs of the leaf \(root\) have no Cholesky factor.*Pass a larger one",
     ),
     "sparse_gpt: damping in quotes": (
         lambda: jp.sparse_gpt(apply_fn, P, [X], sparsity=0.5, damping="a"),

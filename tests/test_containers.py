@@ -1,6 +1,7 @@
 """Any pytree of arrays, from every library: score, mask, apply, train sparse."""
 
 import dataclasses
+import inspect
 from typing import Any, NamedTuple
 
 import chex
@@ -136,6 +137,21 @@ LINKS = {
 }
 each_container = pytest.mark.parametrize("name", CONTAINERS)
 each_link = pytest.mark.parametrize("link", LINKS.values(), ids=LINKS.keys())
+
+
+UNMASKED = {"scale_leaves"}  # A link of optax that holds no mask.
+
+
+def test_every_link_that_is_exported_has_a_row():
+    exported = {
+        name
+        for name, value in vars(jp).items()
+        if inspect.isfunction(value)
+        and value.__annotations__.get("return")
+        in (optax.GradientTransformation, optax.GradientTransformationExtraArgs)
+    }
+    assert exported - UNMASKED == set(LINKS)
+    assert exported >= UNMASKED
 
 
 def _matrices(tree):

@@ -210,6 +210,9 @@ INNER = {
         optax.adam(0.05), 3
     ).gradient_transformation(),
     "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adam)(0.05),
+    "zero_nans": lambda: optax.chain(  # A flag a leaf, of no weight.
+        optax.zero_nans(), optax.adam(0.05)
+    ),
     "masked": lambda: optax.masked(optax.adam(0.05), jp.matrices),
     "masked by subtree": lambda: optax.masked(
         optax.adam(0.05), {"kernel": True, "head": True, "bias": False}
@@ -263,7 +266,8 @@ def test_what_grows_gets_the_state_that_init_gives_and_the_rest_steps_on(name):
         strict=True,
     )
     for (of, value), (_, begun), (_, stepped) in pairs:
-        new = grown[of] if of else np.zeros(value.shape, bool)
+        alike = of and value.shape == grown[of].shape
+        new = grown[of] if alike else np.zeros(value.shape, bool)
         np.testing.assert_array_equal(value[new], begun[new])
         np.testing.assert_allclose(value[~new], stepped[~new], rtol=1e-6)
     for of in grown:

@@ -210,6 +210,20 @@ def test_ac_dc_takes_turns_and_ends_sparse():
     assert (params["w"][1, :2] == 0).all() and (params["w"][1, 2:] > 7).all()
 
 
+def test_ac_dc_starts_momentum_anew_with_each_dense_phase():
+    config = dataclasses.replace(CONFIG.pruning, every=1, until=0.6)
+    inner = optax.sgd(0.1, momentum=0.5)
+    tx = PRUNERS["ac_dc"](config, None, 20).recipe.wrap(inner, 0.75, None)
+    params = {"w": jnp.arange(1.0, 9.0).reshape(2, 4)}
+    state, steps = tx.init(params), []
+    for _ in range(8):
+        updates, state = tx.update({"w": jnp.full((2, 4), -1.0)}, state, params)
+        params = optax.apply_updates(params, updates)
+        steps.append(float(updates["w"][1, 3]))  # Of a weight that always stays.
+    grows = [0.1, 0.15, 0.175, 0.1875]  # Dense, dense, sparse, sparse.
+    np.testing.assert_allclose(steps, grows * 2, rtol=1e-6)
+
+
 @pytest.mark.parametrize("method", ["ste", "top_kast", "sr_ste", "random_dropout"])
 def test_sparse_forward_passes_train_dense_weights(method, small):
     recipe = small.pruner(method).recipe

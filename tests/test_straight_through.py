@@ -238,6 +238,29 @@ def test_under_clipping_masking_gradients_is_masking_forward_and_not_updates():
     assert moved[1] < 0.9 * moved[0]  # The norm was that of pruned weights as well.
 
 
+# What looks at weights together: at all, a leaf's, a unit's, a row's and a column's.
+TOGETHER = {
+    "update norm": optax.normalize_by_update_norm,
+    "trust ratio": optax.scale_by_trust_ratio,
+    "adaptive clipping": lambda: optax.adaptive_grad_clip(0.1),
+    "factored": lambda: optax.scale_by_factored_rms(min_dim_size_to_factor=2),
+}
+
+
+@pytest.mark.parametrize("scaled", TOGETHER.values(), ids=TOGETHER.keys())
+def test_looking_at_weights_together_sees_what_only_updates_have_pruned(scaled):
+    mask = jax.tree.map(jnp.logical_not, MASK)  # The large gradients are pruned.
+    start = jp.apply_mask(PARAMS, mask)
+    inner = optax.chain(scaled(), optax.sgd(0.05))
+    gradients = _end(jp.sparse(inner, mask), DENSE, start)
+    forward = jax.grad(lambda p: _loss(jp.apply_mask(p, mask)))
+    chex.assert_trees_all_close(gradients, _end(inner, forward, start), rtol=1e-5)
+    updates = _end(optax.chain(inner, jp.keep_sparse(mask)), DENSE, start)
+    for n in ("w", "v"):
+        moved = [np.linalg.norm(end[n] - start[n]) for end in (gradients, updates)]
+        assert moved[1] < 0.9 * moved[0]
+
+
 def test_weight_decay_moves_what_only_the_forward_pass_has_pruned():
     inner = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1))
     forward = _end(inner, FORWARD, PARAMS)
@@ -255,17 +278,47 @@ def test_straight_through_a_fixed_mask_the_kept_weights_go_the_same_way(inner):
     assert all(np.all(straight[n][~MASK[n]] != 0) for n in ("w", "v"))
 
 
-def test_straight_through_a_moving_mask_weights_come_back_and_else_never():
-    def flat(params):
-        mask = _half(params)
-        return np.concatenate([np.ravel(mask[n]) for n in ("w", "v")])
+def _anew(params):
+    return jp.global_mask(jp.magnitude(params), 0.5)
 
-    before = flat(PARAMS)
-    straight = _end(optax.sgd(0.2), jax.grad(jp.forward_sparse(_loss, _half)), PARAMS)
-    assert np.any(flat(straight) & ~before)
-    link = jp.keep_sparse(_half(PARAMS))
-    held = _end(optax.chain(optax.sgd(0.2), link), DENSE, PARAMS)
-    assert not np.any(flat(held) & ~before)
+
+FIRST = _anew(PARAMS)
+FAR = jax.tree.map(lambda p, m: jnp.where(m, p, 10.0), PARAMS, FIRST)
+
+
+def _far_loss(params):
+    """Pulls hard, to 10, at what is pruned first, and at first at nothing else."""
+    parts = jax.tree.map(lambda p, t: jnp.sum((p - t) ** 2) / 2, params, FAR)
+    return sum(jax.tree.leaves(parts))
+
+
+@each_inner
+def test_straight_through_a_mask_taken_anew_weights_come_back(inner):
+    straight = jax.grad(jp.forward_sparse(_far_loss, _anew))
+    last = _anew(_end(inner(), straight, PARAMS))
+    assert any(np.any(last[n] & ~FIRST[n]) for n in SHAPES)
+
+
+@each_inner
+@pytest.mark.parametrize(
+    "link",
+    [lambda tx: optax.chain(tx, jp.keep_sparse()), jp.sparse],
+    ids=["updates", "gradients"],
+)
+def test_under_a_mask_taken_anew_weights_never_come_back(inner, link):
+    tx, gradient = link(inner()), jax.grad(_far_loss)
+    step, traces = jitted(training_step(tx, gradient))
+    params, state = PARAMS, tx.init(PARAMS)
+    for _ in range(8):
+        state = jp.set_mask(state, _anew(params))
+        params, state = step(params, state)
+        mask, pull = _anew(params), gradient(params)
+        for n in ("w", "v"):
+            pruned = ~np.asarray(FIRST[n])
+            assert not np.any(np.asarray(mask[n])[pruned])
+            np.testing.assert_array_equal(params[n][pruned], 0.0)
+            np.testing.assert_array_equal(pull[n][pruned], -10.0)
+    assert len(traces) == 1
 
 
 def test_phases_are_set_between_steps_with_nothing_compiled_again():

@@ -35,7 +35,10 @@ def gradual_n_m(config: Pruning, network: Network, steps: int) -> Pruner:
 
 
 def ac_dc(config: Pruning, network: Network, steps: int) -> Pruner:
-    """Trains dense and sparse in turns, and sparse in the end (Peste et al., 2021)."""
+    """Trains dense and sparse in turns, and sparse in the end (Peste et al., 2021).
+
+    Momentum starts anew with each dense phase, as the authors have it.
+    """
     del network
     _, end = _window(config, steps)
     length = -(-end // _PHASES)
@@ -60,7 +63,11 @@ def ac_dc(config: Pruning, network: Network, steps: int) -> Pruner:
             mask = jax.lax.cond(
                 begins, chosen, lambda: jp.get_mask(state.inner, params)
             )
-            opt_state = jp.set_mask(state.inner, mask)
+            anew = begins & (phase % 2 == 0)
+            opt_state = optax.tree.map_params(
+                inner, lambda x: jnp.where(anew, jnp.zeros_like(x), x), state.inner
+            )
+            opt_state = jp.set_mask(opt_state, mask)
             updates, opt_state = inner.update(updates, opt_state, params, **extra)
             return updates, _Phases(state.count + 1, opt_state)
 

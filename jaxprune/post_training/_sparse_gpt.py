@@ -1,6 +1,7 @@
 """SparseGPT: prunes a layer at a time, and has the weights that stay make up for it."""
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -8,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _checks
-from jaxprune._placement import placed_like
+from jaxprune._placement import gathered, placed_like
 from jaxprune._prunable import matrices, select_prunable
-from jaxprune._types import Mask, Params, Prunable
+from jaxprune._types import Mask, Params, Prunable, Real
 from jaxprune.post_training._capture import Capture, Layout
 from jaxprune.post_training._solve import solve
 from jaxprune.post_training._wanda import check_found, layouts_of
@@ -21,7 +22,7 @@ def sparse_gpt(
     params: Params,
     batches: Iterable[Any],
     *,
-    sparsity: float | None = None,
+    sparsity: Real | None = None,
     n_m: tuple[int, int] | None = None,
     block: int = 128,
     damping: float = 0.01,
@@ -68,7 +69,7 @@ def sparse_gpt(
       ValueError: if neither or both of ``sparsity`` and ``n_m`` are given, an option is
         out of its range, there are no batches or they can be read only once, or a
         prunable leaf has no inputs, or not a multiple of m; outside ``jit``, if its
-        inputs are not finite.
+        inputs are not finite, or their products have no Cholesky factor.
       TypeError: if a leaf is not floating, or ``damping`` no number.
 
     Example:
@@ -86,7 +87,7 @@ def sparse_gpt(
       Frantar & Alistarh, `SparseGPT: Massive Language Models Can be Accurately Pruned
       in One-Shot <https://arxiv.org/abs/2301.00774>`_, ICML 2023, Algorithm 1.
     """
-    _check_options(sparsity, n_m, block, damping)
+    sparsity, n_m, block = _checked(sparsity, n_m, block, damping)
     _checks.check_callable(fn, "fn", "fn(params, batch) -> outputs")
     _checks.check_floating(params, "params")
     _checks.check_batches(batches)
@@ -114,6 +115,11 @@ def sparse_gpt(
             block,
             damping,
         )
+        if _checks.is_concrete([new]) and not jnp.isfinite(new).all():
+            raise ValueError(
+                f"The products of the inputs of the leaf {capture.paths[leaf]} have no "
+                f"Cholesky factor in float32 with damping={damping}. Pass a larger one."
+            )
         if step is not None:
             where = (slice(None),) * axis + (step,)
             new = leaves[leaf].at[where].set(new)
@@ -200,7 +206,8 @@ def _pruned(
     inputs, batch = shifted(layout.inputs), shifted(layout.batch)
     outputs = [i for i in range(leaf.ndim) if i not in (*inputs, *batch)]
     order = [*batch, *outputs, *inputs]
-    moved = jnp.transpose(leaf, order)
+    (whole, laid), (hessian, _) = gathered(leaf), gathered(hessian)
+    moved = jnp.transpose(whole, order)
     width = hessian.shape[-1]
     products = hessian.reshape(-1, width, width)
     weights = moved.reshape(len(products), -1, width).astype(jnp.float32)
@@ -210,7 +217,7 @@ def _pruned(
 
     def unmoved(x: jax.Array) -> jax.Array:
         back = [order.index(i) for i in range(leaf.ndim)]
-        return jnp.transpose(x.reshape(moved.shape), back)
+        return laid(jnp.transpose(x.reshape(moved.shape), back))
 
     new, mask = jax.vmap(run)(weights, products)
     return unmoved(new).astype(leaf.dtype), unmoved(mask)
@@ -227,7 +234,10 @@ def _first(batches: Iterable[Any]) -> Any:
     raise ValueError("batches is empty; sparse_gpt needs calibration data.")
 
 
-def _check_options(sparsity: Any, n_m: Any, block: Any, damping: Any) -> None:
+def _checked(
+    sparsity: Any, n_m: Any, block: Any, damping: Any
+) -> tuple[float | None, tuple[int, int] | None, int]:
+    """The options as Python's numbers; raises if one is out of its range."""
     if (sparsity is None) == (n_m is None):
         raise ValueError(
             "Pass one of sparsity=0.5 and n_m=(2, 4); got "
@@ -235,26 +245,28 @@ def _check_options(sparsity: Any, n_m: Any, block: Any, damping: Any) -> None:
         )
     if sparsity is not None:
         _checks.check_sparsity(sparsity)
-        _checks.static_sparsity(sparsity, "sparse_gpt", "sparsity")
-    _checks.check_count(block, "block", "columns")
+        sparsity = _checks.static_sparsity(sparsity, "sparse_gpt", "sparsity")
+    block = _checks.static_count(block, "block", "columns")
     if n_m is not None:
         if not isinstance(n_m, tuple | list) or len(n_m) != 2:
             raise ValueError(f"n_m must be two numbers, (2, 4) for 2:4; got {n_m!r}.")
-        n, m = n_m
-        _checks.check_count(m, "m", "weights in a group")
-        _checks.check_group(n, m)
-        if block % m:
+        n_m = _checks.check_group(*n_m)
+        _checks.static_count(n_m[0], "n", "weights kept in a group", least=0)
+        if block % n_m[1]:
             raise ValueError(
                 f"block must be a multiple of m, so that no group is cut; got "
-                f"block={block} and m={m}."
+                f"block={block} and m={n_m[1]}."
             )
     if not _checks.is_python_number(damping):
         raise TypeError(
             "damping must be a number above 0, such as 0.01; got "
             f"{_checks.described(damping)}."
         )
-    if not damping > 0:
-        raise ValueError(f"damping must be above 0, such as 0.01; got {damping}.")
+    if not 0 < damping < math.inf:
+        raise ValueError(
+            f"damping must be a finite number above 0, such as 0.01; got {damping}."
+        )
+    return sparsity, n_m, block
 
 
 def _check_groups(

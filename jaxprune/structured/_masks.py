@@ -84,7 +84,7 @@ def structured_mask(
       Their floor protects the last filters of a layer by index; ours the best.
     """
     _checks.check_sparsity(sparsity)
-    _checks.check_count(round_to, "round_to", "channels")
+    round_to = _checks.static_count(round_to, "round_to", "channels")
     check_arrays(params)
     if scope not in ("global", "group"):
         raise ValueError(f'scope must be "global" or "group"; got {scope!r}.')
@@ -205,8 +205,7 @@ def _floor(min_keep: Real, group: Group) -> int:
     """How many channels a group keeps at least."""
     if isinstance(min_keep, float | np.floating) and 0 < min_keep < 1:
         return min(group.size, math.floor(min_keep * group.size) + 1)
-    _checks.check_count(min_keep, "min_keep", "channels")
-    return min(group.size, int(min_keep))
+    return min(group.size, _checks.static_count(min_keep, "min_keep", "channels"))
 
 
 def _queue(
