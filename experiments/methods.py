@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from experiments.results import percent
+from experiments.results import mean_and_std, percent
 
 _Result: TypeAlias = Mapping[str, Any]
 
@@ -45,6 +45,7 @@ METHODS = {  # What the experiments call a row that is not of their name.
     "rewinding": "imp",
     "phases": "ac_dc",
 }
+_NEAR = 0.005  # A share that is not named, as it is that of the column.
 _GAP = "\u00a0"  # Lines do not break there.
 _ROW = re.compile(r"^\| \[`?(\w+)`?\].*\|$", re.M)
 _CELL = re.compile(r"(?<!\\)\|")  # A bar that is not escaped.
@@ -113,7 +114,8 @@ def _chosen(rows: Sequence[_Result], sparsity: float) -> _Result | None:
 def _accuracy(row: _Result | None, sparsity: float) -> str:
     if row is None:
         return "—"
-    at = "" if row["sparsity"] == sparsity else f" at {100 * row['sparsity']:g}{_GAP}%"
+    removed, _ = mean_and_std(row["sparsity_reached"])
+    at = "" if abs(removed - sparsity) < _NEAR else f" at {100 * removed:.0f}{_GAP}%"
     where = f" ({row['elsewhere']})" if row["elsewhere"] else ""
     return percent(row["test_accuracy"]).replace(" ", _GAP) + at + where
 
