@@ -36,12 +36,13 @@ def row_mask(
       prunable: which leaves take part; the others are kept whole.
 
     Returns:
-      A mask with the structure, shapes and sharding of ``scores``.
+      A mask with the structure, shapes and sharding of ``scores``. On an Explicit mesh
+      a leaf is gathered while its turn lasts.
 
     Raises:
       ValueError: if ``sparsity`` is not in [0, 1) or not known while tracing, a leaf
         lacks an axis, nothing is prunable, or, outside ``jit``, a score is NaN.
-      TypeError: if a leaf is not floating.
+      TypeError: if a leaf is not floating, or an axis no integer.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp

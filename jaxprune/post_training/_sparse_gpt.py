@@ -63,7 +63,8 @@ def sparse_gpt(
 
     Returns:
       The parameters with new weights, pruned ones exactly 0, and the mask; both with
-      the structure, shapes and shardings of ``params``.
+      the structure, shapes and shardings of ``params``. On an Explicit mesh a leaf is
+      gathered while its turn lasts.
 
     Raises:
       ValueError: if neither or both of ``sparsity`` and ``n_m`` are given, an option is
