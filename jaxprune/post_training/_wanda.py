@@ -28,13 +28,15 @@ def wanda(fn: Callable[..., Any], *, prunable: Prunable = matrices) -> ScoreFn:
     to the product a leaf may be converted, transposed, reshaped, masked, or scaled; a
     scale counts as 1, so one that differs from input to input is not seen. Leaves that
     are sliced, or reach a product through a ``while`` loop, a scan's carry or a
-    ``shard_map`` inside ``fn``, are not found there: a leaf with other uses is scored by these alone. Whatever the product's
-    other operand is counts as input, another leaf too.
+    ``shard_map`` inside ``fn``, are not found there: a leaf with other uses is scored
+    by these alone. Whatever the product's other operand is counts as input, another
+    leaf too.
 
     The paper compares scores within each output: pass them to `row_mask`, or to
     `n_m_mask`. Over several batches, and over devices that each have one (``psum``),
-    the score is the root of the sum of the squares of the scores of each. It prunes block by block, so that later layers see inputs from
-    pruned ones; here one pass of the dense function serves all layers.
+    the score is the root of the sum of the squares of the scores of each. It prunes
+    block by block, so that later layers see inputs from pruned ones; here one pass of
+    the dense function serves all layers.
 
     Args:
       fn: ``fn(params, *inputs)``, the forward pass; what it returns is not read.
