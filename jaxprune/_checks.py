@@ -213,12 +213,13 @@ def check_count(value: Any, name: str, unit: str, least: int = 1) -> Any:
     """
     if isinstance(value, Tracer):
         return value
-    number = is_python_number(value) or isinstance(value, jax.Array | np.ndarray)
-    if not number or np.ndim(value) or not value >= least or value % 1 != 0:
+    known = is_python_number(value) or isinstance(value, jax.Array | np.ndarray)
+    number = np.asarray(value if known else np.nan)
+    if number.ndim or not number >= least or number % 1 != 0:
         raise ValueError(
             f"{name} must be a whole number of {unit}, at least {least}; got {value!r}."
         )
-    count = int(value)
+    count = int(number)
     if count >= 2**31:
         raise ValueError(f"{name} must be below 2**31 {unit}; got {value!r}.")
     return count

@@ -89,7 +89,8 @@ def dissipating(
 
     Raises:
       ValueError: unless one of ``sparsity`` and ``threshold`` is given, or if one, or
-        ``every`` or ``until``, is out of range; at update, without ``params``.
+        ``every`` or ``until``, is out of range; at update, without ``params``,
+        or with gradients that are not like them.
       TypeError: at update, if a leaf is not floating.
 
     Example:

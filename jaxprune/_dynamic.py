@@ -91,7 +91,8 @@ def rigl(
       ValueError: if ``every < 2``, ``until < 0`` or ``drop_fraction`` is a number
         outside [0, 1); at init, if the mask does not match the parameters or keeps
         nothing anywhere, or the optimizer's state is not like the parameters
-        (adafactor, novograd, sm3); at update, without ``params``.
+        (adafactor, novograd, sm3); at update, without ``params``,
+        or with gradients that are not like them.
       TypeError: at init, if the mask is not bool or a parameter is not floating.
 
     Example:

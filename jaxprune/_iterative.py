@@ -153,7 +153,7 @@ def _in_rounds(
     flags = select_prunable(params, prunable)
     leaves = jax.tree.leaves(params)
     size = sum(p.size for p, flag in zip(leaves, flags, strict=True) if flag)
-    rounds = _checks.static_count(rounds, "rounds", "rounds")
+    rounds = _checks.check_count(rounds, "rounds", "rounds")
     counts = _keep_counts(sparsity, rounds, size)
 
     def checked(mask: Mask) -> Any:

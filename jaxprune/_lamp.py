@@ -40,8 +40,8 @@ def lamp(scores: Scores) -> Scores:
     Returns:
       Scores in [0, 1] with the structure, shapes and shardings of ``scores``, float32
       or wider; 0 for a score of 0, and in float32 for one whose share of the leaf's
-      largest is under some 1e-19 (on CPUs, 1e-22 elsewhere), whose square is too small
-      a number there: take the root of scores that span more, or float64.
+      largest is under some 1e-19, whose square may be flushed to 0: take the root of
+      scores that span more, or float64.
 
     Raises:
       ValueError: if ``scores`` has no leaves, or a leaf 2**31 entries or more.

@@ -68,7 +68,7 @@ def fresh_where(
     Returns:
       A state like ``state``.
     """
-    # Read one after the other: what is not like the parameters may change its tree.
+    # In the order of the state: what is not like the parameters is passed by in both.
     fresh: list[Any] = []
     start = inner.init(jax.tree.map(jnp.zeros_like, params))
     optax.tree.map_params(inner, fresh.append, start, is_leaf=is_masked_node)

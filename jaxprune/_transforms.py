@@ -66,7 +66,8 @@ def keep_sparse(
 
     Raises:
       ValueError: at init, if the mask does not match the parameters or keeps nothing
-        anywhere; at update, without ``params``.
+        anywhere; at update, without ``params``,
+        or with gradients that are not like them.
       TypeError: at init, if the mask is not bool.
 
     Example:
@@ -112,7 +113,8 @@ def sparse(
 
     Raises:
       ValueError: at init, if the mask does not match the parameters or keeps nothing
-        anywhere; at update, without ``params``.
+        anywhere; at update, without ``params``,
+        or with gradients that are not like them.
       TypeError: at init, if the mask is not bool.
 
     Example:
@@ -179,7 +181,7 @@ def gradual(
 
     Raises:
       ValueError: if ``sparsity`` is a number outside [0, 1) or ``every < 1``; at
-        update, without ``params``.
+        update, without ``params``, or with gradients that are not like them.
 
     Example:
       >>> import jax.numpy as jnp, optax, jaxprune as jp

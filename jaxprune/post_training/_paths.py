@@ -43,13 +43,7 @@ def follow(name: str, at: dict[str, Any], path: Path) -> Path | None:
     dims = path.dims
     if name in ("convert_element_type", "copy", "copy_p", "stop_gradient", "neg"):
         return path
-    if name in (
-        "optimization_barrier",
-        "sharding_constraint",
-        "reshard",
-        "pvary",
-        "pcast",
-    ):
+    if name in ("optimization_barrier", "sharding_constraint", "reshard", "pvary"):
         return path
     if name == "transpose":
         return path._replace(dims=tuple(dims[i] for i in at["permutation"]))

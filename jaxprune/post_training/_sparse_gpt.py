@@ -118,8 +118,9 @@ def sparse_gpt(
         )
         if _checks.is_concrete([new]) and not jnp.isfinite(new).all():
             raise ValueError(
-                f"The products of the inputs of the leaf {capture.paths[leaf]} have no "
-                f"Cholesky factor in float32 with damping={damping}. Pass a larger one."
+                f"The leaf {capture.paths[leaf]} came out with a NaN or an infinity. "
+                "If it held none, the products of its inputs have no Cholesky factor "
+                f"in float32 with damping={damping}: pass a larger one."
             )
         if step is not None:
             where = (slice(None),) * axis + (step,)
