@@ -138,7 +138,7 @@ def density(report: Report) -> bytes:
                 panel.text(
                     column,
                     row,
-                    f"{100 * value:.2g}",
+                    "100" if value >= 0.995 else f"{100 * value:.2g}",
                     ha="center",
                     va="center",
                     fontsize=8,
