@@ -92,7 +92,8 @@ def rigl(
         outside [0, 1); at init, if the mask does not match the parameters or keeps
         nothing anywhere, or the optimizer's state is not like the parameters
         (adafactor, novograd, sm3); at update, without ``params``,
-        or with gradients that are not like them.
+        with gradients that are not like them, or if the optimizer's state changes its
+        tree (``optax.monitor``).
       TypeError: at init, if the mask is not bool or a parameter is not floating.
 
     Example:

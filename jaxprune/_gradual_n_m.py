@@ -68,11 +68,9 @@ def gradual_n_m(
       Kao et al., `Training Recipe for N:M Structured Sparsity with Decaying Pruning
       Mask <https://arxiv.org/abs/2209.07617>`_, 2022.
     """
-    n, m = (
-        (n, _checks.static_count(m, "m", "weights in a group"))
-        if callable(n)
-        else _checks.check_group(n, m)
-    )
+    m = _checks.static_count(m, "m", "weights in a group")
+    if not callable(n):
+        n, m = _checks.check_group(n, m)
     axis = _checks.check_axis(axis)
     _checks.check_callable(score, "score", "score(params) -> scores")
 

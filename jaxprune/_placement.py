@@ -20,13 +20,18 @@ def placed_like(array: jax.Array, leaf: Any) -> jax.Array:
     return array if same else jax.device_put(array, leaf.sharding)
 
 
+def is_cut(sharding: NamedSharding) -> bool:
+    """Tells of a type's sharding whether devices share the array: Explicit meshes."""
+    return any(axis is not None for axis in sharding.spec)
+
+
 def gathered(array: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
     """The array whole on every device, and what lays another where it lay.
 
     Only on Explicit meshes, where its type tells; elsewhere the compiler decides.
     """
     sharding = jax.typeof(array).sharding
-    if all(axis is None for axis in sharding.spec):
+    if not is_cut(sharding):
         return array, lambda other: other
     whole = jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec()))
     return whole, lambda other: jax.sharding.reshard(other, sharding)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import _checks
-from jaxprune._placement import placed_like
+from jaxprune._placement import is_cut, placed_like
 from jaxprune._types import Mask, Params
 
 
@@ -217,7 +217,6 @@ def copied_like(mask: Any, leaf: Any) -> jax.Array:
     copy = placed_like(jnp.array(mask, copy=True), leaf)
     # While tracing, an Explicit mesh wants to be told; elsewhere the type says nothing.
     sharding = jax.typeof(leaf).sharding
-    explicit = any(axis is not None for axis in sharding.spec)
-    if explicit and jax.typeof(copy).sharding != sharding:
+    if is_cut(sharding) and jax.typeof(copy).sharding != sharding:
         return jax.sharding.reshard(copy, sharding)
     return copy

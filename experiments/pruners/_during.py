@@ -56,18 +56,16 @@ def ac_dc(config: Pruning, network: Network, steps: int) -> Pruner:
             phase = state.count // length
             begins = (state.count % length == 0) & (phase < _PHASES)
 
-            def chosen() -> Any:
-                removed = jnp.where(phase % 2, sparsity, 0.0)
-                return jp.global_mask(jp.magnitude(params), removed)
+            def begun(opt_state: Any) -> Any:
+                cut = phase % 2 == 1
+                opt_state = optax.tree.map_params(
+                    inner, lambda x: jnp.where(cut, x, jnp.zeros_like(x)), opt_state
+                )
+                removed = jnp.where(cut, sparsity, 0.0)
+                mask = jp.global_mask(jp.magnitude(params), removed)
+                return jp.set_mask(opt_state, mask)
 
-            mask = jax.lax.cond(
-                begins, chosen, lambda: jp.get_mask(state.inner, params)
-            )
-            anew = begins & (phase % 2 == 0)
-            opt_state = optax.tree.map_params(
-                inner, lambda x: jnp.where(anew, jnp.zeros_like(x), x), state.inner
-            )
-            opt_state = jp.set_mask(opt_state, mask)
+            opt_state = jax.lax.cond(begins, begun, lambda same: same, state.inner)
             updates, opt_state = inner.update(updates, opt_state, params, **extra)
             return updates, _Phases(state.count + 1, opt_state)
 
