@@ -105,16 +105,11 @@ def exchanged(
         return [every[i] for i in taking]
 
     kept, pruned = parts(mask), [~leaf for leaf in parts(before)]
-    numbers = [_counting.count_true([leaf]) for leaf in kept]
-    room = [_counting.count_true([leaf]) for leaf in pruned]
-    swapped = [
-        _wide.minimum(_wide.scaled(fraction, number), free)
-        for number, free in zip(numbers, room, strict=True)
-    ]
-    staying = [
-        _wide.subtract(number, move)
-        for number, move in zip(numbers, swapped, strict=True)
-    ]
+    if not taking:
+        return mask, jax.tree.unflatten(structure, new)
+    numbers, room = _counting.count_true(kept), _counting.count_true(pruned)
+    swapped = _wide.minimum(jax.vmap(_wide.scaled, (None, 0))(fraction, numbers), room)
+    staying = _wide.subtract(numbers, swapped)
     stay = best_of_each(parts(magnitude(params)), staying, kept)
     grown = best_of_each(parts(growth), swapped, pruned)
     for i, stays, grows in zip(taking, stay, grown, strict=True):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxprune import _wide
 from jaxprune._n_m import best_of_groups
-from jaxprune._selection import select
+from jaxprune._selection import best_of_all
 
 _dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
 
@@ -81,7 +81,7 @@ def _block(
     width = weights.shape[1]
     if sparsity is not None:
         keep = weights.size - round(sparsity * weights.size)
-        (mask,) = select([jnp.square(weights / diagonal[None])], _wide.wide(keep))
+        (mask,) = best_of_all([jnp.square(weights / diagonal[None])], _wide.wide(keep))
     else:
         mask = jnp.ones_like(weights, dtype=bool)
 
