@@ -89,7 +89,7 @@ def count_equal(rows: Rows, key: jax.Array) -> Wide:
     return Wide(jnp.zeros_like(ties), ties)
 
 
-def choose(rows: Rows, key: jax.Array, room: Wide) -> list[jax.Array]:
+def choose(rows: Rows, key: jax.Array, room: Wide) -> jax.Array:
     """Marks the keys above each leaf's key, and the first ``room`` of those equal to it.
 
     Whole rows of ties are let in until the room is too small for the next: within that
@@ -116,12 +116,20 @@ def choose(rows: Rows, key: jax.Array, room: Wide) -> list[jax.Array]:
     key = key[owner][:, None]
     position = jax.lax.broadcasted_iota(jnp.int32, keys.shape, 1)
     tied = (keys == key) & (keys != _keys.ABSENT) & (position < bound[:, None])
-    flat = ((keys > key) | tied).reshape(-1)
-    starts = width * first
-    return [
-        jax.lax.slice_in_dim(flat, start, start + int(np.prod(shape))).reshape(shape)
-        for start, shape in zip(starts.tolist(), rows.shapes, strict=True)
-    ]
+    return (keys > key) | tied
+
+
+def unpack(matrix: jax.Array, leaves: Sequence[jax.Array]) -> list[jax.Array]:
+    """Takes a matrix of rows apart into arrays of the leaves' shapes."""
+    # Plain slices, with nothing fused into them: the work on leaves of one shape is
+    # then one kernel, which does not depend on where the leaf is in the matrix.
+    flat = jax.lax.optimization_barrier(matrix).reshape(-1)
+    parts, start = [], 0
+    for leaf in leaves:
+        end = start + leaf.size
+        parts.append(jax.lax.slice_in_dim(flat, start, end).reshape(leaf.shape))
+        start = start + -(-leaf.size // matrix.shape[1]) * matrix.shape[1]
+    return jax.lax.optimization_barrier(parts)
 
 
 def _per_leaf(rows: Rows) -> Any:

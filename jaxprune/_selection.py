@@ -49,7 +49,8 @@ def best_of_all(
     if eligible is not None:
         eligible = [varying(leaf) for leaf in eligible]
     keep = jax.tree.map(lambda word: jnp.asarray(word)[None], keep)
-    return _best(leaves, keep, eligible, np.zeros(len(leaves), np.int32))
+    group = np.zeros(len(leaves), np.int32)
+    return deal(mark(leaves, keep, eligible, group), leaves)
 
 
 def best_of_each(
@@ -67,24 +68,33 @@ def best_of_each(
     Returns:
       For each leaf a bool array of its shape.
     """
-    # Leaves that vary over other axes of an enclosing shard_map have their own program.
+
+    def best(members: list[int]) -> list[jax.Array]:
+        own = pick(leaves, members)
+        counts = at(jax.tree.map(jnp.asarray, keep), members)
+        flags = None if eligible is None else pick(eligible, members)
+        return deal(mark(own, counts, flags, np.arange(len(members))), own)
+
+    return apart(leaves, best)
+
+
+def apart(
+    leaves: Sequence[jax.Array], fn: Callable[[list[int]], list[Any]]
+) -> list[Any]:
+    """Applies ``fn`` to the positions of leaves that may share one matrix of rows.
+
+    Inside ``shard_map``, leaves that vary over different mesh axes may not.
+    """
     classes: dict[frozenset[Any], list[int]] = {}
     for i, leaf in enumerate(leaves):
         classes.setdefault(_counting.varying_axes(leaf), []).append(i)
-    masks: list[Any] = [None] * len(leaves)
+    results: dict[int, Any] = {}
     for members in classes.values():
-        chosen = _best(
-            [leaves[i] for i in members],
-            jax.tree.map(lambda word: jnp.asarray(word)[np.array(members)], keep),
-            None if eligible is None else [eligible[i] for i in members],
-            np.arange(len(members)),
-        )
-        for i, mask in zip(members, chosen, strict=True):
-            masks[i] = mask
-    return masks
+        results |= zip(members, fn(members), strict=True)
+    return [results[i] for i in range(len(leaves))]
 
 
-def _best(
+def mark(
     leaves: Sequence[jax.Array],
     keep: Wide,
     eligible: Sequence[jax.Array] | None,
@@ -97,23 +107,24 @@ def _best(
       keep: a count for every group.
       eligible: which entries take part, or None for all.
       group: the group of each leaf: all in group 0, or each leaf in its own.
+
+    Returns:
+      The marks as the leaves are partitioned: packed into rows and stacked; `deal`
+      gives them back leaf by leaf.
     """
     with precision_of(leaves):
         dtype = _keys.common_dtype(leaves)
         packed, stacked = _counting.partition(leaves)
         positions = [packed] * bool(packed) + stacked
-
-        def pick(arrays: Any, members: list[int]) -> Any:
-            return None if arrays is None else [arrays[i] for i in members]
-
         parts: list[_packing.Rows | Stack] = []
-        if packed:
-            parts.append(
-                _packing.pack(pick(leaves, packed), pick(eligible, packed), dtype)
-            )
-        for members in stacked:
-            values = [leaves[i].astype(dtype) for i in members]
-            parts.append(_counting.stack(values, pick(eligible, members)))
+        for members in positions:
+            own = pick(leaves, members)
+            flags = None if eligible is None else pick(eligible, members)
+            if members is packed:
+                parts.append(_packing.pack(own, flags, dtype))
+            else:
+                own = [leaf.astype(dtype) for leaf in own]
+                parts.append(_counting.stack(own, flags))
 
         def count(per_part: Callable[[Any, np.ndarray], list[Wide]]) -> list[Wide]:
             """The counts of all parts, joined into vectors in the order of leaves."""
@@ -129,16 +140,32 @@ def _best(
         (ties,) = count(lambda part, members: [_ties(part, key[group[members]])])
         room = _shares(_wide.saturating_subtract(keep, above), ties, group)
         bounds = iter(_bounds(parts, positions, key[group], ties, room))
-        masks: list[Any] = [None] * len(leaves)
+        marks = []
         for part, members in zip(parts, positions, strict=True):
             own = key[group[np.asarray(members)]]
             if isinstance(part, Stack):
-                chosen = list(_marked(part, own, next(bounds)))
+                marks.append(_marked(part, own, next(bounds)))
             else:
-                chosen = _packing.choose(part, own, _at(room, members))
-            for i, mask in zip(members, chosen, strict=True):
-                masks[i] = mask
-        return masks
+                marks.append(_packing.choose(part, own, at(room, members)))
+        return marks
+
+
+def deal(parts: Sequence[jax.Array], leaves: Sequence[jax.Array]) -> list[jax.Array]:
+    """Takes arrays like the result of `mark` apart into one for each leaf."""
+    packed, stacked = _counting.partition(leaves)
+    remaining = list(parts)
+    dealt: dict[int, jax.Array] = {}
+    if packed:
+        unpacked = _packing.unpack(remaining.pop(0), pick(leaves, packed))
+        dealt |= zip(packed, unpacked, strict=True)
+    for members, part in zip(stacked, remaining, strict=True):
+        dealt |= zip(members, part, strict=True)
+    return [dealt[i] for i in range(len(leaves))]
+
+
+def pick(arrays: Sequence[Any], members: Sequence[int]) -> list[Any]:
+    """The arrays at some positions."""
+    return [arrays[i] for i in members]
 
 
 def _threshold(
@@ -234,9 +261,9 @@ def _bounds(
         return []
     sizes = [part.values.size // len(part.values) for part, _ in pairs]
     keys = [key[members] for _, members in pairs]
-    rooms = [_at(room, members) for _, members in pairs]
+    rooms = [at(room, members) for _, members in pairs]
     searched = [
-        _wide.less(n, _at(ties, members)) & ((n.high | n.low) != 0)
+        _wide.less(n, at(ties, members)) & ((n.high | n.low) != 0)
         for n, (_, members) in zip(rooms, pairs, strict=True)
     ]
 
@@ -311,7 +338,8 @@ def _along(vector: jax.Array, keys: jax.Array) -> jax.Array:
     return vector.reshape(-1, *[1] * (keys.ndim - 1))
 
 
-def _at(numbers: Wide, members: Any) -> Wide:
+def at(numbers: Wide, members: Any) -> Wide:
+    """The entries of a vector at some positions."""
     return jax.tree.map(lambda word: word[np.asarray(members)], numbers)
 
 
