@@ -100,7 +100,7 @@ def cost(fn: Callable[..., Any], params: Any, *inputs: Any, mask: Any = None) ->
     if mask is not None:
         _checks.check_mask(mask, params)
         check_concrete(mask, "cost")
-        kept = kept_counts(mask)
+        kept = _kept(mask)
     closed = jax.make_jaxpr(fn)(params, *inputs)
     jaxpr, _ = dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals), True)
     weights = [
@@ -290,6 +290,20 @@ def _refuse_work(eqn: JaxprEqn, where: str) -> tuple[_Work, list[Value]]:
 
 def _ranks(atoms: Sequence[Any]) -> list[int]:
     return [len(shape_of(atom)) for atom in atoms]
+
+
+def _kept(mask: Any) -> list[int]:
+    """Counts the kept weights of every leaf; on a single CPU, without compiling."""
+    leaves = jax.tree.leaves(mask)
+    if all(_is_on_host(leaf) for leaf in leaves):
+        return [int(np.count_nonzero(np.asarray(leaf))) for leaf in leaves]
+    return kept_counts(mask)
+
+
+def _is_on_host(leaf: Any) -> bool:
+    if not isinstance(leaf, jax.Array):
+        return True
+    return [device.platform for device in leaf.devices()] == ["cpu"]
 
 
 def _sizes(params: Any) -> list[int]:

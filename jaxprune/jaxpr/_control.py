@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend import core
+from jax.extend.core import Jaxpr, JaxprEqn
+
+# Since jax 0.11 one type is both, and its second name may go.
+ClosedJaxpr: Any = getattr(core, "ClosedJaxpr", Jaxpr)
+
 
 CALLS = frozenset("jit pjit closed_call core_call remat2 checkpoint".split())
 CHECKPOINTS = frozenset(("remat2", "checkpoint"))

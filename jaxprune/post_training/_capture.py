@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import JaxprEqn, Literal
 
 from jaxprune import _checks
 from jaxprune.jaxpr._control import (
@@ -79,7 +79,7 @@ class Capture:
 
     def _run(
         self,
-        closed: ClosedJaxpr | Jaxpr,
+        closed: Any,
         args: Sequence[Any],
         paths: Sequence[Path | None],
         active: Any,

@@ -32,7 +32,7 @@ def solve(
     dead = jnp.diagonal(products) == 0
     weights = jnp.where(dead[None], 0, weights)
     factor = _factor(jnp.where(jnp.diag(dead), 1, products), damping)
-    kept = jnp.ones_like(weights, dtype=bool)
+    kept = _all_true(weights)
     width = weights.shape[1]
 
     def turn(start: jax.Array | int, size: int, state: tuple) -> tuple:
@@ -56,6 +56,11 @@ def solve(
             0, whole, lambda i, s: turn(i * block, block, s), state
         )
     return turn(whole * block, rest, state) if rest else state
+
+
+def _all_true(weights: jax.Array) -> jax.Array:
+    """A mask with the sharding of the weights, which a constant would not have."""
+    return jnp.isfinite(weights) | True
 
 
 def _factor(products: jax.Array, damping: float) -> jax.Array:
@@ -83,7 +88,7 @@ def _block(
         keep = weights.size - round(sparsity * weights.size)
         (mask,) = best_of_all([jnp.square(weights / diagonal[None])], _wide.wide(keep))
     else:
-        mask = jnp.ones_like(weights, dtype=bool)
+        mask = _all_true(weights)
 
     def column(j: jax.Array, state: tuple) -> tuple:
         weights, mask, errors = state

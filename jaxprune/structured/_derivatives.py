@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jax.extend.core import JaxprEqn
 
 from jaxprune.jaxpr._control import (
     CUSTOM_DERIVATIVES,
@@ -112,7 +112,7 @@ def _pullback(
 
 def _pullback_jaxprs(
     eqn: JaxprEqn, fixed: list[bool], still: list[bool]
-) -> tuple[ClosedJaxpr, ClosedJaxpr]:
+) -> tuple[Any, Any]:
     """The two rules as jaxprs at full size, the residuals between them."""
     constants = read_custom_consts(eqn)
     kinds: list[Any] = [atom.aval for atom in (*eqn.invars, *eqn.outvars)]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from jaxprune import _checks
 from jaxprune.jaxpr._control import open_jaxpr
@@ -104,7 +104,7 @@ class Trace:
         if self.derives:
             self.consumed[labels[(0 < labels) & (labels < self.owned)]] = True
 
-    def walk(self, closed: ClosedJaxpr | Jaxpr, inputs: Sequence[Value]) -> Body:
+    def walk(self, closed: Any, inputs: Sequence[Value]) -> Body:
         """Follows labels through a jaxpr."""
         jaxpr, consts = open_jaxpr(closed)
         const_values = tuple(self._constant(c) for c in consts)
@@ -191,7 +191,7 @@ def _freedom(trace: Trace) -> int:
 
 
 def _follow(
-    closed: ClosedJaxpr,
+    closed: Any,
     out: Any,
     params: Any,
     inputs: Sequence[Any],
