@@ -179,7 +179,7 @@ def count(stack: Stack, test: Callable[..., Any], number: int) -> list[Wide]:
 def count_true(leaves: Sequence[jax.Array]) -> Wide:
     """Counts the True entries of each bool leaf."""
     if _checks.on_host(leaves):
-        return _wide.wide([np.count_nonzero(leaf) for leaf in leaves])
+        return _wide.wide([int(np.count_nonzero(leaf)) for leaf in leaves])
     return _count_true(list(leaves))
 
 
