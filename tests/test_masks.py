@@ -3,6 +3,7 @@
 import functools
 import inspect
 import itertools
+import re
 from fractions import Fraction
 
 import chex
@@ -333,6 +334,14 @@ SHARDED_BUILDERS["global_mask, min_keep"] = lambda s: jp.global_mask(
 GATHERS = ("row_mask", "sparse_gpt")  # They promise the mask and its place alone.
 
 
+def _moved(text):
+    """The sizes of the arrays that devices hand to each other in a compiled text."""
+    collectives = r"= (.*) (?:all-gather|all-to-all|collective-permute)(?:-start)?\("
+    for found in re.findall(collectives, text):
+        for shape in re.findall(r"\w\[([\d,]*)\]", found):
+            yield np.prod([int(n) for n in shape.split(",") if n])
+
+
 @pytest.mark.parametrize("name", SHARDED_BUILDERS)
 def test_sharded_scores_give_the_same_mask_and_stay_where_they_are(name):
     build = SHARDED_BUILDERS[name]
@@ -343,10 +352,14 @@ def test_sharded_scores_give_the_same_mask_and_stay_where_they_are(name):
         mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)
         layout = {n: NamedSharding(mesh, SPECS[n]) for n in scores}
         sharded = jax.device_put(scores, layout)
-        compiled = jax.jit(build).lower(sharded).compile()
+        with jax.set_mesh(mesh):
+            compiled = jax.jit(build).lower(sharded).compile()
+        # On Auto axes a leaf's type does not say that it is cut: small ones may move.
+        explicit = axis_type is AxisType.Explicit
+        most = 0 if name not in GATHERS and explicit else 2**16
         text = compiled.as_text()
-        for moved in ("all-gather", "all-to-all", "collective-permute", " sort("):
-            assert name in GATHERS or moved not in text, moved
+        assert max(_moved(text), default=0) <= most
+        assert name in GATHERS or " sort(" not in text
         chex.assert_trees_all_equal(compiled(sharded), expected)
 
 
@@ -384,7 +397,7 @@ def test_the_compiled_text_of_a_mask_holds_no_sort():
     text = (
         jax.jit(lambda s: jp.global_mask(s, 0.9)).lower(normal(w=(300, 300))).as_text()
     )
-    assert "sort" not in text
+    assert "stablehlo.sort" not in text
     assert "top_k" not in text
 
 
