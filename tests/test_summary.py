@@ -134,8 +134,8 @@ def test_sparsity_of_a_large_leaf():
 def test_sizes_beyond_32_bits(kept, monkeypatch):
     # Nothing reads the leaves here, so XLA does not make them; the counting of leaves
     # of such sizes has tests of its own.
-    words = _wide.Wide(*map(jnp.asarray, _wide.wide(kept)))
-    monkeypatch.setattr(_counting, "count", lambda *_: [words] * 3)
+    words = jax.tree.map(jnp.asarray, _wide.wide([kept, 0, 0]))
+    monkeypatch.setattr(_counting, "count_true", lambda _: words)
     shapes = [(2**12, 2**20), (2**12, 2**20 - 1), (2**12,)]
     got = jax.jit(lambda: jp.sparsity([jnp.zeros(s, bool) for s in shapes]))()
     np.testing.assert_allclose(got, (2**33 - kept) / 2**33, rtol=ULP)
