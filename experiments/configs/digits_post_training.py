@@ -7,13 +7,14 @@ of each class, without labels.
 Run: python -m experiments.run digits_post_training
 """
 
-from experiments.config import POST_TRAINING, Config, Data, Model, Pruning
+from experiments.config import Config, Data, Model, Pruning
+from experiments.methods import AFTER_TRAINING
 
 config = Config(
     data=Data("digits"),
     model=Model("lenet", widths=(300, 100)),
     pruning=Pruning(
-        methods=POST_TRAINING, sparsities=(0.5, 0.75, 0.9), examples_per_class=50
+        methods=AFTER_TRAINING, sparsities=(0.5, 0.75, 0.9), examples_per_class=50
     ),
     over_seeds="vmap",
     epochs=15,

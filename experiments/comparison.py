@@ -1,0 +1,540 @@
+"""Program 1: methods by sparsities, over the same seeds, batches and data order.
+
+What differs between two rows of the results is the pruning alone. One compiled epoch
+serves every mask, sparsity and seed: everything that differs is an argument with a
+leading axis of seeds, the mask in the optimizer state included. `S` denotes the number
+of seeds.
+"""
+
+import functools
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxprune as jp
+from experiments import records
+from experiments.config import Config, Pruning
+from experiments.data import Dataset, Split, balanced
+from experiments.methods import (
+    CHECKS,
+    METHODS,
+    Choose,
+    Recipe,
+    Start,
+    StartFn,
+    stacked,
+    unstacked,
+)
+from experiments.models import Network, network
+from experiments.training import (
+    State,
+    View,
+    evaluate,
+    gradients,
+    optimizer_of,
+    update,
+)
+
+
+class Run(NamedTuple):
+    """A row of the results; the variant is a check or an ablation, "" for neither."""
+
+    method: str
+    sparsity: float
+    variant: str = ""
+
+    @property
+    def file(self) -> str:
+        """The name of the file that it is stored in."""
+        variant = f"-{self.variant}" if self.variant else ""
+        return f"{self.method}-{self.sparsity:g}{variant}.json"
+
+    @property
+    def start(self) -> StartFn:
+        """The function that makes its start."""
+        if self.method == "dense":
+            return lambda lab, sparsity: lab.dense(0)
+        row = METHODS[self.method]
+        if self.variant in CHECKS:
+            return functools.partial(_checked, CHECKS[self.variant], row.start)
+        return row.variants[self.variant] if self.variant else row.start
+
+
+def _checked(check: Any, method: StartFn, lab: "Lab", sparsity: float) -> Start:
+    return check(lab, method, sparsity)
+
+
+def plan(config: Config) -> list[Run]:
+    """The rows to run: dense first, checks and ablations last."""
+    pruning = config.pruning
+    at = pruning.check_sparsity
+    return [
+        Run("dense", 0.0),
+        *[Run(m, s) for m in pruning.methods for s in pruning.sparsities_of(m)],
+        *[
+            Run(m, at, check)
+            for m in pruning.checked
+            for check in pruning.checks
+            if check in METHODS[m].checks
+        ],
+        *[Run(m, at, v) for m in pruning.ablated for v in METHODS[m].variants],
+    ]
+
+
+class Result(NamedTuple):
+    """One row, as it is stored; lists have one entry a seed, accuracies in [0, 1].
+
+    Attributes:
+      method: its name.
+      sparsity: fraction of prunable weights that was to be removed.
+      sparsity_reached: the fraction that was removed.
+      test_accuracy: after the last epoch.
+      validation_accuracy: after the last epoch.
+      best_epoch: the epoch best on validation, from 1, of those at the final sparsity.
+      test_accuracy_at_best: after that epoch.
+      score_seconds: median time to choose one network's mask, after compilation; None
+        if nothing is chosen before training.
+      pruning_seconds: everything that one network takes before its last training:
+        warm-up, score and mask, all earlier rounds of iterative pruning. Of methods
+        that prune trained networks, the pruning alone.
+      train_seconds: of all seeds together, with compilation if there was any.
+      seconds: all of it, for all seeds.
+      density: fraction kept of each prunable layer, averaged over seeds.
+      fitness: how fit each of K-starts' masks was, for every seed.
+      variant: a sanity check or an ablation of the method; "" for neither.
+    """
+
+    method: str
+    sparsity: float
+    sparsity_reached: list[float]
+    test_accuracy: list[float]
+    validation_accuracy: list[float]
+    best_epoch: list[int]
+    test_accuracy_at_best: list[float]
+    score_seconds: float | None
+    pruning_seconds: float
+    train_seconds: float
+    seconds: float
+    density: dict[str, float]
+    fitness: list[list[float]] | None = None
+    variant: str = ""
+
+
+def compare(
+    config: Config,
+    dataset: Dataset,
+    folder: pathlib.Path,
+    on_epoch: Callable[[Run, int], None],
+) -> list[dict[str, Any]]:
+    """Runs the rows that are not yet in the folder; returns all, as stored there.
+
+    Args:
+      config: the experiment.
+      dataset: its images.
+      folder: where the rows are and go, a JSON file each.
+      on_epoch: ``on_epoch(run, epochs)``, called after every epoch, and once for all
+        epochs of a row that was there.
+    """
+    records.claim(folder, config)
+    lab: Lab | None = None
+    for run in plan(config):
+        if (folder / run.file).exists():
+            on_epoch(run, config.epochs)
+            continue
+        lab = lab or Lab(config, dataset)
+        found = run_row(lab, run, functools.partial(on_epoch, run, 1))
+        records.save(folder / run.file, found._asdict())
+    return [records.load(folder / run.file) for run in plan(config)]
+
+
+def run_row(lab: "Lab", run: Run, on_epoch: Callable[[], None]) -> Result:
+    """Finds the masks of one row and trains with them."""
+    started = time.perf_counter()
+    start = run.start(lab, run.sparsity)
+    for _ in start.history:
+        on_epoch()
+    began = time.perf_counter()
+    state, trained = lab.train(start, lab.epochs, run.sparsity, on_epoch=on_epoch)
+    jax.block_until_ready(state)
+    seconds = time.perf_counter() - began
+    mask = lab.mask(start.recipe, state, lab.keys.masks, run.sparsity)
+    history = [*start.history, *trained]
+    if not trained:  # Pruned after training: the last epoch's metrics are older.
+        history[-1] = lab.measure(history[-1], state, mask)
+    return Result(
+        method=run.method,
+        sparsity=run.sparsity,
+        variant=run.variant,
+        score_seconds=start.score_seconds,
+        pruning_seconds=start.pruning_seconds,
+        train_seconds=seconds,
+        seconds=time.perf_counter() - started,
+        density=_density(mask),
+        fitness=start.fitness or _fitness(state.opt_state),
+        **summarise(jax.tree.map(lambda *x: np.stack(x), *history)),
+    )
+
+
+class Metrics(NamedTuple):
+    """After an epoch: mean training loss, accuracies in [0, 1], sparsity reached."""
+
+    loss: jax.Array
+    validation: jax.Array
+    test: jax.Array
+    sparsity: jax.Array
+
+
+def summarise(history: Metrics) -> dict[str, Any]:
+    """Reads last and best epochs off metrics of shape ``[epochs, S]``."""
+    final = history.sparsity == history.sparsity[-1]
+    best = np.where(final, history.validation, -1.0).argmax(0)
+    return {
+        "sparsity_reached": history.sparsity[-1].tolist(),
+        "test_accuracy": history.test[-1].tolist(),
+        "validation_accuracy": history.validation[-1].tolist(),
+        "best_epoch": (best + 1).tolist(),
+        "test_accuracy_at_best": history.test[best, np.arange(len(best))].tolist(),
+    }
+
+
+def _fitness(opt_state: Any) -> list[list[float]] | None:
+    """How fit each of K-starts' masks was, for every seed."""
+    found = optax.tree.get(opt_state, "fitness")
+    return None if found is None else np.asarray(found).tolist()
+
+
+def _density(mask: Any) -> dict[str, float]:
+    """The fraction kept of every prunable leaf of masks stacked over seeds."""
+    first = jax.tree.map(lambda m: m[0].astype(jnp.float32), mask)
+    flags = jax.tree.leaves(jp.matrices(first))
+    leaves = jax.tree_util.tree_leaves_with_path(mask)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix(
+            "/kernel/value"
+        ): float(leaf.mean())
+        for (path, leaf), flag in zip(leaves, flags, strict=True)
+        if flag
+    }
+
+
+class Keys(NamedTuple):
+    """The random keys of every seed."""
+
+    params: jax.Array
+    batches: jax.Array
+    masks: jax.Array
+    training: jax.Array
+
+
+class Lab:
+    """What all rows share, and a `methods.Setup`; trees have a leading axis of seeds.
+
+    Attributes:
+      options: those of the methods.
+      network: the network.
+      epochs: of a training.
+      steps: of the optimizer, in a training.
+      seeds: how many networks.
+      keys: their random keys.
+    """
+
+    options: Pruning
+    network: Network
+
+    def __init__(self, config: Config, dataset: Dataset):
+        """Draws the networks and the batches; nothing is compiled for training yet."""
+        self.config, self.dataset = config, dataset
+        self.options, self.epochs, self.seeds = (
+            config.pruning,
+            config.epochs,
+            config.seeds,
+        )
+        self.network = network(config.model, dataset.image_shape, dataset.classes)
+        self.steps_an_epoch = len(dataset.train.labels) // config.batch_size
+        self.steps = self.steps_an_epoch * config.epochs
+        root = jax.random.key(config.seed, impl="rbg")  # Compiles faster than threefry.
+        self.keys = Keys(*jax.random.split(root, (4, config.seeds)))
+        self._params, self._stats = self.init(self.keys.params)
+        self.batches = [self._scoring_batch(key) for key in self.keys.batches]
+        self._invert = False
+        self._once: dict[Any, Any] = {}
+        programs = Programs(self)
+        self._start = jax.jit(programs.start, static_argnames="recipe")
+        self._epoch = jax.jit(
+            programs.epoch, static_argnames="recipe", donate_argnames="state"
+        )
+        self.mask = jax.jit(programs.mask, static_argnames="recipe")
+        self._accuracies = jax.jit(
+            lambda params, stats, dataset: programs.over_seeds(
+                functools.partial(programs.accuracies, dataset=dataset)
+            )(params, stats)
+        )
+
+    def init(self, keys: jax.Array) -> tuple[Any, Any]:
+        """Draws parameters, and the statistics that go with them."""
+        return jax.jit(lambda keys: jax.lax.map(self.network.init, keys))(keys)
+
+    def _scoring_batch(self, key: jax.Array) -> Split:
+        batch = balanced(self.dataset.train, self.options.examples_per_class, key)
+        return Split(self.dataset.standardise(batch.images), batch.labels)
+
+    def once(self, name: Any, make: Callable[[], Any]) -> Any:
+        """Makes something when it is first asked for."""
+        if name not in self._once:
+            self._once[name] = make()
+        return self._once[name]
+
+    def inverted(self) -> "Lab":
+        """The same lab, where the weights that score lowest stay."""
+        lab = object.__new__(Lab)
+        lab.__dict__.update(self.__dict__, _invert=True)
+        return lab
+
+    def compile(self) -> None:
+        """Compiles an epoch, so that what follows can be timed."""
+        self.once("compiled", lambda: self.train(self.dense(0), 1))
+
+    def dense(self, epochs: int) -> Start:
+        """Trains whole networks, once for each number of epochs."""
+        whole = Start(
+            self._params,
+            self._stats,
+            jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), self._params),
+        )
+        if not epochs:
+            return whole
+
+        def run() -> Start:
+            self.compile()
+            began = time.perf_counter()
+            state, history = self.train(whole, epochs)
+            seconds = (time.perf_counter() - began) / self.seeds
+            return _trained(whole, state, history, seconds)
+
+        return self.once(("dense", epochs), run)
+
+    def dense_until(
+        self, trigger: jp.Trigger, view: Callable[[Any], Any], start: Start
+    ) -> Start:
+        """Trains until the triggers of most seeds have fired.
+
+        All seeds stop after the same epoch, at the latest with half of training to go.
+
+        Args:
+          trigger: of one network.
+          view: ``view(params)``, what the trigger is updated with.
+          start: where it begins to look.
+        """
+        look = jax.jit(jax.vmap(lambda p, state: trigger.update(view(p), state)))
+        states, fired = jax.vmap(trigger.init)(start.params), np.zeros(self.seeds, bool)
+        self.compile()
+        look(start.params, states)
+        began = time.perf_counter()
+        while start.first < self.epochs // 2 and 2 * fired.sum() <= len(fired):
+            state, history = self.train(start, start.first + 1)
+            due, states = look(state.params, states)
+            fired |= np.asarray(due)
+            start = _trained(start, state, history, 0.0)
+        seconds = (time.perf_counter() - began) / self.seeds
+        return start._replace(pruning_seconds=start.pruning_seconds + seconds)
+
+    def prune(self, start: Start, choose: Choose, sparsity: float) -> Start:
+        """Chooses the masks of all seeds, one network at a time, and times it."""
+        found, seconds = [], []
+        each = unstacked((start.params, start.stats))
+        for (params, stats), key, batch in zip(
+            each, self.keys.masks, self.batches, strict=True
+        ):
+            view = View(key, stats, batch, self.network, self.options, self._invert)
+            if not found:  # Compiles.
+                jax.block_until_ready(choose(view, params, sparsity))
+            began = time.perf_counter()
+            found.append(jax.block_until_ready(choose(view, params, sparsity)))
+            seconds.append(time.perf_counter() - began)
+        params, mask = stacked(found)
+        median = statistics.median(seconds)
+        return start._replace(
+            params=params,
+            mask=mask,
+            opt_state=None,
+            score_seconds=median,
+            pruning_seconds=start.pruning_seconds + median,
+        )
+
+    def train(
+        self,
+        start: Start,
+        until: int,
+        sparsity: float = 0.0,
+        *,
+        keys: Keys | None = None,
+        on_epoch: Callable[[], None] = lambda: None,
+    ) -> tuple[State, list[Metrics]]:
+        """Trains from a start until an epoch, with a new optimizer if it has none.
+
+        The leading axis may be longer than the seeds, if there are ``keys`` for it.
+        """
+        keys = keys or self.keys
+        step = jnp.int32(start.first * self.steps_an_epoch)
+        state = self._start(
+            start.recipe,
+            start.params,
+            start.stats,
+            start.mask,
+            keys.masks,
+            step,
+            start.opt_state,
+        )
+        history = []
+        for epoch in range(start.first, until):
+            state, metrics = self._epoch(
+                start.recipe,
+                state,
+                _fold_in(keys.training, epoch),
+                jnp.float32(sparsity),
+                self.dataset,
+            )
+            history.append(jax.device_get(metrics))
+            on_epoch()
+        return state, history
+
+    def measure(self, metrics: Metrics, state: State, mask: Any) -> Metrics:
+        """The metrics with the accuracies and the sparsity of other networks."""
+        found = self._accuracies(state.params, state.stats, self.dataset)
+        sparsity = jax.vmap(jp.sparsity)(mask, state.params)
+        return Metrics(metrics.loss, *jax.device_get((*found, sparsity)))
+
+
+def _trained(
+    start: Start, state: State, history: Sequence[Metrics], seconds: float
+) -> Start:
+    """The start some epochs later."""
+    return start._replace(
+        params=state.params,
+        stats=state.stats,
+        opt_state=state.opt_state,
+        first=start.first + len(history),
+        history=(*start.history, *history),
+        pruning_seconds=start.pruning_seconds + seconds,
+    )
+
+
+class Programs:
+    """The functions that `Lab` compiles, once for each `Recipe`."""
+
+    def __init__(self, lab: Lab):
+        self.lab, self.network = lab, lab.network
+        self.tx = optimizer_of(lab.config, lab.steps_an_epoch)
+        # The state has the key; after its start, the optimizer does not read this one.
+        self.unused = jax.random.key(0, impl="rbg")
+
+    def over_seeds(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """One seed after the other, or all at once."""
+        if self.lab.config.over_seeds == "vmap":
+            return jax.vmap(f)
+        return lambda *args: jax.lax.map(lambda xs: f(*xs), args)
+
+    def start(
+        self,
+        recipe: Recipe,
+        params: Any,
+        stats: Any,
+        mask: Any,
+        keys: jax.Array,
+        step: jax.Array,
+        opt_state: Any,
+    ) -> State:
+        """Masks the parameters; a new optimizer's schedule goes on from ``step``."""
+
+        def one(
+            params: Any, stats: Any, mask: Any, key: jax.Array, opt_state: Any
+        ) -> State:
+            if opt_state is None:
+                opt_state = recipe.optimizer(self.lab, self.tx, 0.0, key).init(params)
+                opt_state = optax.tree.set(opt_state, count=step)
+            opt_state = jp.set_mask(opt_state, mask)
+            # Copies, as the state will be donated.
+            rest = jax.tree.map(jnp.copy, (stats, opt_state))
+            return State(jp.apply_mask(params, mask), *rest)
+
+        return self.over_seeds(one)(params, stats, mask, keys, opt_state)
+
+    def epoch(
+        self,
+        recipe: Recipe,
+        state: State,
+        keys: jax.Array,
+        sparsity: jax.Array,
+        dataset: Dataset,
+    ) -> tuple[State, Metrics]:
+        """One epoch of every network."""
+        config, steps = self.lab.config, self.lab.steps_an_epoch
+        tx = recipe.optimizer(self.lab, self.tx, sparsity, self.unused)
+
+        def step(state: State, given: tuple[jax.Array, jax.Array]) -> Any:
+            key, index = given
+            loss, stats, grads = gradients(
+                self.network,
+                dataset,
+                state.params,
+                state.stats,
+                jax.tree.map(lambda x: x[index], dataset.train),
+                key,
+                augmented=config.data.augment,
+                sparse=lambda loss: recipe.sparse(loss, sparsity, key),
+            )
+            return update(tx, state, stats, grads), loss
+
+        def order(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            shuffle_key, step_key = jax.random.split(key)
+            images = jax.random.permutation(shuffle_key, len(dataset.train.labels))
+            images = images[: steps * config.batch_size].reshape(steps, -1)
+            return jax.random.split(step_key, steps), images
+
+        def one(
+            state: State, key: jax.Array, batches: tuple[jax.Array, jax.Array]
+        ) -> tuple[State, Metrics]:
+            state, losses = jax.lax.scan(step, state, batches)
+            mask = recipe.mask(state.params, state.opt_state, sparsity, key)
+            params = jp.apply_mask(state.params, mask)
+            return state, Metrics(
+                losses.mean(),
+                *self.accuracies(params, state.stats, dataset),
+                jp.sparsity(mask, state.params),
+            )
+
+        # One after the other: under vmap a key may draw what it does not alone.
+        return self.over_seeds(one)(state, keys, jax.lax.map(order, keys))
+
+    def mask(self, recipe: Recipe, state: State, keys: jax.Array, sparsity: Any) -> Any:
+        """The masks that the networks run with."""
+
+        def one(state: State, key: jax.Array) -> Any:
+            return recipe.mask(state.params, state.opt_state, sparsity, key)
+
+        return jax.vmap(one)(state, keys)
+
+    def accuracies(
+        self, params: Any, stats: Any, dataset: Dataset
+    ) -> tuple[jax.Array, jax.Array]:
+        """The accuracies of one network on the validation and the test images."""
+        held_out = (dataset.validation, dataset.test)
+        images, labels = jax.tree.map(lambda *x: jnp.concatenate(x), *held_out)
+
+        def predict(image: jax.Array) -> jax.Array:
+            logits = evaluate(self.network, dataset, params, stats, image[None])
+            return logits[0].argmax()
+
+        right = jax.lax.map(predict, images, batch_size=1000) == labels
+        size = len(dataset.validation.labels)
+        return right[:size].mean(), right[size:].mean()
+
+
+_fold_in = jax.vmap(jax.random.fold_in, in_axes=(0, None))
