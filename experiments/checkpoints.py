@@ -64,7 +64,7 @@ class Keeper:
                 refused[step] = str(error)
                 continue
             for number, why in refused.items():
-                logging.warning("%s The run goes on from step %d.", why, step)
+                logging.warning("%s The run resumes from step %d.", why, step)
                 self._set_aside(number)
             if refused:  # The manager remembers what it has seen.
                 self._manager.close()
@@ -112,8 +112,6 @@ class Keeper:
             raise CheckpointError(f"{name} cannot be restored: {error}.") from error
         if checksums(progress) != sums:
             raise CheckpointError(f"{name} was altered: its checksums differ.")
-        if int(jax.device_get(progress.step)) != step:
-            raise CheckpointError(f"{name} holds the step {int(progress.step)}.")
         wrong = int(jax.device_get(_unmasked(progress.state)))
         if wrong:
             raise CheckpointError(
