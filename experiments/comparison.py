@@ -20,7 +20,7 @@ import optax
 
 import jaxprune as jp
 from experiments import records
-from experiments.config import Config, Pruning
+from experiments.config import Config
 from experiments.data import Dataset, Split, balanced
 from experiments.methods import (
     CHECKS,
@@ -32,7 +32,7 @@ from experiments.methods import (
     stacked,
     unstacked,
 )
-from experiments.models import Network, network
+from experiments.models import network
 from experiments.training import (
     State,
     View,
@@ -245,37 +245,24 @@ class Lab:
       keys: their random keys.
     """
 
-    options: Pruning
-    network: Network
-
     def __init__(self, config: Config, dataset: Dataset):
         """Draws the networks and the batches; nothing is compiled for training yet."""
-        self.config, self.dataset = config, dataset
-        self.options, self.epochs, self.seeds = (
-            config.pruning,
-            config.epochs,
-            config.seeds,
-        )
+        self.config, self.dataset, self.options = config, dataset, config.pruning
+        self.epochs, self.seeds = config.epochs, config.seeds
         self.network = network(config.model, dataset.image_shape, dataset.classes)
         self.steps_an_epoch = len(dataset.train.labels) // config.batch_size
         self.steps = self.steps_an_epoch * config.epochs
         root = jax.random.key(config.seed, impl="rbg")  # Compiles faster than threefry.
         self.keys = Keys(*jax.random.split(root, (4, config.seeds)))
-        self._params, self._stats = self.init(self.keys.params)
-        self.batches = [self._scoring_batch(key) for key in self.keys.batches]
+        params, stats = self.init(self.keys.params)
+        mask = jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), params)
+        self._whole = Start(params, stats, mask)
+        self._batches = [self._scoring_batch(key) for key in self.keys.batches]
         self._invert = False
         self._once: dict[Any, Any] = {}
-        programs = Programs(self)
-        self._start = jax.jit(programs.start, static_argnames="recipe")
-        self._epoch = jax.jit(
-            programs.epoch, static_argnames="recipe", donate_argnames="state"
-        )
-        self.mask = jax.jit(programs.mask, static_argnames="recipe")
-        self._accuracies = jax.jit(
-            lambda params, stats, dataset: programs.over_seeds(
-                functools.partial(programs.accuracies, dataset=dataset)
-            )(params, stats)
-        )
+        self._tx = optimizer_of(config, self.steps_an_epoch)
+        # The state has the key: after its start, the optimizer does not read this one.
+        self._unused = jax.random.key(0, impl="rbg")
 
     def init(self, keys: jax.Array) -> tuple[Any, Any]:
         """Draws parameters, and the statistics that go with them."""
@@ -303,20 +290,15 @@ class Lab:
 
     def dense(self, epochs: int) -> Start:
         """Trains whole networks, once for each number of epochs."""
-        whole = Start(
-            self._params,
-            self._stats,
-            jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), self._params),
-        )
         if not epochs:
-            return whole
+            return self._whole
 
         def run() -> Start:
             self.compile()
             began = time.perf_counter()
-            state, history = self.train(whole, epochs)
+            state, history = self.train(self._whole, epochs)
             seconds = (time.perf_counter() - began) / self.seeds
-            return _trained(whole, state, history, seconds)
+            return _trained(self._whole, state, history, seconds)
 
         return self.once(("dense", epochs), run)
 
@@ -350,7 +332,7 @@ class Lab:
         found, seconds = [], []
         each = unstacked((start.params, start.stats))
         for (params, stats), key, batch in zip(
-            each, self.keys.masks, self.batches, strict=True
+            each, self.keys.masks, self._batches, strict=True
         ):
             view = View(key, stats, batch, self.network, self.options, self._invert)
             if not found:  # Compiles.
@@ -383,7 +365,7 @@ class Lab:
         """
         keys = keys or self.keys
         step = jnp.int32(start.first * self.steps_an_epoch)
-        state = self._start(
+        state = self._begin(
             start.recipe,
             start.params,
             start.stats,
@@ -407,41 +389,20 @@ class Lab:
 
     def measure(self, metrics: Metrics, state: State, mask: Any) -> Metrics:
         """The metrics with the accuracies and the sparsity of other networks."""
-        found = self._accuracies(state.params, state.stats, self.dataset)
+        found = self._evaluate(state.params, state.stats, self.dataset)
         sparsity = jax.vmap(jp.sparsity)(mask, state.params)
         return Metrics(metrics.loss, *jax.device_get((*found, sparsity)))
 
+    # The compiled programs, one for each recipe.
 
-def _trained(
-    start: Start, state: State, history: Sequence[Metrics], seconds: float
-) -> Start:
-    """The start some epochs later."""
-    return start._replace(
-        params=state.params,
-        stats=state.stats,
-        opt_state=state.opt_state,
-        first=start.first + len(history),
-        history=(*start.history, *history),
-        pruning_seconds=start.pruning_seconds + seconds,
-    )
-
-
-class Programs:
-    """The functions that `Lab` compiles, once for each `Recipe`."""
-
-    def __init__(self, lab: Lab):
-        self.lab, self.network = lab, lab.network
-        self.tx = optimizer_of(lab.config, lab.steps_an_epoch)
-        # The state has the key; after its start, the optimizer does not read this one.
-        self.unused = jax.random.key(0, impl="rbg")
-
-    def over_seeds(self, f: Callable[..., Any]) -> Callable[..., Any]:
+    def _over_seeds(self, f: Callable[..., Any]) -> Callable[..., Any]:
         """One seed after the other, or all at once."""
-        if self.lab.config.over_seeds == "vmap":
+        if self.config.over_seeds == "vmap":
             return jax.vmap(f)
         return lambda *args: jax.lax.map(lambda xs: f(*xs), args)
 
-    def start(
+    @functools.partial(jax.jit, static_argnames=("self", "recipe"))
+    def _begin(
         self,
         recipe: Recipe,
         params: Any,
@@ -457,16 +418,19 @@ class Programs:
             params: Any, stats: Any, mask: Any, key: jax.Array, opt_state: Any
         ) -> State:
             if opt_state is None:
-                opt_state = recipe.optimizer(self.lab, self.tx, 0.0, key).init(params)
+                opt_state = recipe.optimizer(self, self._tx, 0.0, key).init(params)
                 opt_state = optax.tree.set(opt_state, count=step)
             opt_state = jp.set_mask(opt_state, mask)
             # Copies, as the state will be donated.
             rest = jax.tree.map(jnp.copy, (stats, opt_state))
             return State(jp.apply_mask(params, mask), *rest)
 
-        return self.over_seeds(one)(params, stats, mask, keys, opt_state)
+        return self._over_seeds(one)(params, stats, mask, keys, opt_state)
 
-    def epoch(
+    @functools.partial(
+        jax.jit, static_argnames=("self", "recipe"), donate_argnames="state"
+    )
+    def _epoch(
         self,
         recipe: Recipe,
         state: State,
@@ -475,8 +439,8 @@ class Programs:
         dataset: Dataset,
     ) -> tuple[State, Metrics]:
         """One epoch of every network."""
-        config, steps = self.lab.config, self.lab.steps_an_epoch
-        tx = recipe.optimizer(self.lab, self.tx, sparsity, self.unused)
+        config, steps = self.config, self.steps_an_epoch
+        tx = recipe.optimizer(self, self._tx, sparsity, self._unused)
 
         def step(state: State, given: tuple[jax.Array, jax.Array]) -> Any:
             key, index = given
@@ -506,13 +470,14 @@ class Programs:
             params = jp.apply_mask(state.params, mask)
             return state, Metrics(
                 losses.mean(),
-                *self.accuracies(params, state.stats, dataset),
+                *self._accuracies(params, state.stats, dataset),
                 jp.sparsity(mask, state.params),
             )
 
         # One after the other: under vmap a key may draw what it does not alone.
-        return self.over_seeds(one)(state, keys, jax.lax.map(order, keys))
+        return self._over_seeds(one)(state, keys, jax.lax.map(order, keys))
 
+    @functools.partial(jax.jit, static_argnames=("self", "recipe"))
     def mask(self, recipe: Recipe, state: State, keys: jax.Array, sparsity: Any) -> Any:
         """The masks that the networks run with."""
 
@@ -521,7 +486,13 @@ class Programs:
 
         return jax.vmap(one)(state, keys)
 
-    def accuracies(
+    @functools.partial(jax.jit, static_argnames="self")
+    def _evaluate(self, params: Any, stats: Any, dataset: Dataset) -> Any:
+        """The accuracies of all networks."""
+        one = functools.partial(self._accuracies, dataset=dataset)
+        return self._over_seeds(one)(params, stats)
+
+    def _accuracies(
         self, params: Any, stats: Any, dataset: Dataset
     ) -> tuple[jax.Array, jax.Array]:
         """The accuracies of one network on the validation and the test images."""
@@ -535,6 +506,20 @@ class Programs:
         right = jax.lax.map(predict, images, batch_size=1000) == labels
         size = len(dataset.validation.labels)
         return right[:size].mean(), right[size:].mean()
+
+
+def _trained(
+    start: Start, state: State, history: Sequence[Metrics], seconds: float
+) -> Start:
+    """The start some epochs later."""
+    return start._replace(
+        params=state.params,
+        stats=state.stats,
+        opt_state=state.opt_state,
+        first=start.first + len(history),
+        history=(*start.history, *history),
+        pruning_seconds=start.pruning_seconds + seconds,
+    )
 
 
 _fold_in = jax.vmap(jax.random.fold_in, in_axes=(0, None))

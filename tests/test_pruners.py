@@ -115,13 +115,13 @@ def test_tickets_start_from_the_saved_weights_bit_for_bit(keep_optimizer, monkey
     )
     config = dataclasses.replace(CONFIG, pruning=pruning, epochs=2)
     own = comparison.Lab(config, data.load(config.data))
-    began, begin = [], own._start
+    began, begin = [], own._begin
 
     def spied(*args):
         began.append(jax.device_get(begin(*args)))
         return begin(*args)
 
-    monkeypatch.setattr(own, "_start", spied)
+    monkeypatch.setattr(own, "_begin", spied)
     start = METHODS["imp"].start(own, 0.75)
     saved, _ = own.train(own.dense(0), 1)
     momentum = optax.tree.get(saved.opt_state, "trace")

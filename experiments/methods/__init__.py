@@ -6,58 +6,16 @@ starts from, and how that training goes. To add one, write the function and its 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import jax
 
 import jaxprune as jp
-from experiments.methods._after import (
-    after,
-    magnitude_after,
-    magnitude_n_m,
-    sparse_gpt,
-    sparse_gpt_n_m,
-    wanda,
-    wanda_n_m,
-)
-from experiments.methods._before import (
-    blocks,
-    chosen,
-    drive,
-    earlycrop,
-    epi,
-    fisher,
-    force,
-    gradient_preservation,
-    grasp,
-    in_rounds,
-    magnitude,
-    masked,
-    orthogonal,
-    prospr,
-    ranked,
-    sparse_mup,
-    static,
-    synflow,
-)
-from experiments.methods._during import (
-    ac_dc,
-    dissipating,
-    drawn,
-    during,
-    gradual,
-    gradual_n_m,
-    granet,
-    k_starts,
-    k_starts_dissipating,
-    largest,
-    rigl,
-    set_training,
-    two_of_four,
-)
-from experiments.methods._several import imp, k_starts_independent
+from experiments.methods import _after as after
+from experiments.methods import _before as before
+from experiments.methods import _during as during
+from experiments.methods import _several as several
 from experiments.methods._start import Choose as Choose
 from experiments.methods._start import Forward as Forward
 from experiments.methods._start import Recipe as Recipe
@@ -137,127 +95,114 @@ class Method(NamedTuple):
 
 
 _ALL = tuple(CHECKS)
+_FRANTAR = "Frantar & Alistarh, 2023"
+_HAROON = "Haroon, 2022"
+_JORGE = "de Jorge et al., 2021"
+_LUBANA = "Lubana & Dick, 2021"
 
 # fmt: off
 METHODS: dict[str, Method] = {
-    "random": Method(
-        "random", "", "nothing", chosen(ranked(lambda view: jp.random(view.key)))),
-    "magnitude": Method("magnitude", "", "nothing", chosen(magnitude), _ALL),
-    "snip": Method(
-        "SNIP", "Lee et al., 2019", "data",
-        chosen(ranked(lambda view: jp.snip(view.loss))), _ALL),
-    "grasp": Method(
-        "GraSP", "Wang et al., 2020", "data", chosen(ranked(grasp)), _ALL),
+    "random": Method("random", "", "nothing", before.random),
+    "magnitude": Method(
+        "magnitude", "Han et al., 2015", "nothing", before.magnitude, _ALL),
+    "snip": Method("SNIP", "Lee et al., 2019", "data", before.snip, _ALL),
+    "grasp": Method("GraSP", "Wang et al., 2020", "data", before.grasp, _ALL),
     "synflow": Method(
-        "SynFlow", "Tanaka et al., 2020", "nothing", chosen(synflow), _ALL),
+        "SynFlow", "Tanaka et al., 2020", "nothing", before.synflow, _ALL),
     "biased_loss": Method(
-        "magnitude-biased loss", "Lubana & Dick, 2021", "data",
-        chosen(ranked(lambda view: jp.biased_loss(view.loss))), _ALL),
+        "magnitude-biased loss", _LUBANA, "data", before.biased_loss, _ALL),
     "gradient_preservation": Method(
-        "gradient preservation", "Lubana & Dick, 2021", "data",
-        chosen(gradient_preservation), _ALL),
-    "gradual": Method(
-        "gradual magnitude", "Zhu & Gupta, 2017", "training", during(gradual)),
+        "gradient preservation", _LUBANA, "data", before.gradient_preservation, _ALL),
+    "fisher": Method("Fisher", "Theis et al., 2018", "data", before.fisher, _ALL),
+    "prospr": Method("ProsPr", "Alizadeh et al., 2022", "data", before.prospr, _ALL),
+    "iterative_snip": Method(
+        "iterative SNIP", _JORGE, "data", before.iterative_snip, _ALL,
+        row="iterative_mask"),
+    "force": Method("FORCE", _JORGE, "data", before.force, _ALL, row="force_mask"),
+    "static": Method(
+        "static", "Evci et al., 2020", "nothing", before.static, row="erk"),
+    "eoi": Method(
+        "EOI", "Nowak et al., 2024", "nothing", before.orthogonal,
+        row="exact_orthogonal_init"),
+    "sparse_mup": Method(
+        "sparse µP", "Dey et al., 2024", "nothing", before.sparse_mup(), variants={
+            "initial weights only": before.sparse_mup(learning_rate=False),
+            "learning rates only": before.sparse_mup(init=False),
+            "neither": before.sparse_mup(init=False, learning_rate=False),
+        }),
     "trained_magnitude": Method(
-        "trained magnitude", "", "warm-up", chosen(magnitude, warm_up=True), _ALL),
-    "lamp": Method(
-        "LAMP", "Lee et al., 2021", "warm-up",
-        chosen(ranked(lambda view: lambda params, *_: jp.lamp(jp.magnitude(params))),
-               warm_up=True), _ALL),
+        "trained magnitude", "", "warm-up", before.trained_magnitude, _ALL),
+    "lamp": Method("LAMP", "Lee et al., 2021", "warm-up", before.lamp, _ALL),
     "blocks": Method(
-        "blocks", "", "warm-up", chosen(masked(blocks), warm_up=True), _ALL,
+        "blocks", "Narang et al., 2017", "warm-up", before.blocks, _ALL,
         row="block_mask"),
+    "drive": Method(
+        "DRIVE", "Saikumar & Varghese, 2024", "warm-up", before.drive(), _ALL,
+        variants={
+            "|θ|": before.drive(weights=(1, 0, 0)),
+            "|θg|": before.drive(weights=(0, 1, 0)),
+            "|g|": before.drive(weights=(0, 0, 1)),
+            "|θ| + |θg|": before.drive(weights=(1, 1, 0)),
+            "|θ| + |g|": before.drive(weights=(1, 0, 1)),
+            "|θg| + |g|": before.drive(weights=(0, 1, 1)),
+            "means": before.drive(normalize="mean"),
+            "ranks": before.drive(normalize="rank"),
+            "none": before.drive(normalize="none"),
+            "product": before.drive(combine="product"),
+        }),
     "earlycrop": Method(
-        "EarlyCroP", "Rachwan et al., 2022", "a trigger", earlycrop, _ALL,
+        "EarlyCroP", "Rachwan et al., 2022", "a trigger", before.earlycrop, _ALL,
         row="earlycrop_trigger"),
     "epi": Method(
-        "EPI", "Shen et al., 2022", "a trigger", epi, _ALL, row="epi_trigger"),
-    "drive": Method(
-        "DRIVE", "Saikumar & Varghese, 2024", "warm-up", drive(), _ALL, variants={
-            "|θ|": drive(weights=(1, 0, 0)),
-            "|θg|": drive(weights=(0, 1, 0)),
-            "|g|": drive(weights=(0, 0, 1)),
-            "|θ| + |θg|": drive(weights=(1, 1, 0)),
-            "|θ| + |g|": drive(weights=(1, 0, 1)),
-            "|θg| + |g|": drive(weights=(0, 1, 1)),
-            "means": drive(normalize="mean"),
-            "ranks": drive(normalize="rank"),
-            "none": drive(normalize="none"),
-            "product": drive(combine="product"),
-        }),
-    "imp": Method(  # Its scores are its training: there is nothing to invert.
-        "iterative, rewound (IMP)", "Frankle et al., 2020", "several trainings", imp,
-        ("shuffled", "redrawn"), row="rewinding"),
+        "EPI", "Shen et al., 2022", "a trigger", before.epi, _ALL, row="epi_trigger"),
+    "imp": Method(
+        "iterative, rewound (IMP)", "Frankle & Carbin, 2019", "several trainings",
+        several.imp, ("shuffled", "redrawn"), row="rewinding"),
+    "k_starts_independent": Method(
+        "K-starts, independent", _HAROON, "several trainings",
+        several.k_starts_independent),
     "k_starts": Method(
-        "K-starts", "Haroon, 2022", "training", k_starts(), variants={
-            "by magnitude": k_starts(fitness="magnitude"),
-            "by gradient": k_starts(fitness="gradient"),
+        "K-starts", _HAROON, "training", during.k_starts(), variants={
+            "by magnitude": during.k_starts(fitness="magnitude"),
+            "by gradient": during.k_starts(fitness="gradient"),
         }),
     "dissipating": Method(
-        "dissipating", "Haroon, 2022", "training", dissipating(), variants={
-            "moved by a tenth": dissipating(threshold=0.1),
-            "moved by a half": dissipating(threshold=0.5),
+        "dissipating", _HAROON, "training", during.dissipating(), variants={
+            "moved by a tenth": during.dissipating(threshold=0.1),
+            "moved by a half": during.dissipating(threshold=0.5),
         }),
     "k_starts_dissipating": Method(
-        "K-starts + dissipating", "Haroon, 2022", "training",
-        during(k_starts_dissipating)),
-    "k_starts_independent": Method(
-        "K-starts, independent", "Haroon, 2022", "several trainings",
-        k_starts_independent),
-    "random_dropout": Method(
-        "random dropout", "", "training",
-        during(forward=Forward(drawn, reached=drawn))),
-    "static": Method("static", "Evci et al., 2020", "nothing", static, row="erk"),
-    "eoi": Method(
-        "EOI", "Esguerra et al., 2023", "nothing", chosen(orthogonal),
-        row="exact_orthogonal_init"),
-    "set": Method(
-        "SET", "Mocanu et al., 2018", "training", during(set_training, start=static),
-        row="set_training"),
-    "rigl": Method(
-        "RigL", "Evci et al., 2020", "training", during(rigl, start=static)),
-    "granet": Method("GraNet", "Liu et al., 2021", "training", during(granet)),
-    "ac_dc": Method(
-        "AC/DC", "Peste et al., 2021", "training", during(ac_dc), row="phases"),
-    "ste": Method(
-        "STE", "", "training", during(forward=Forward(largest)), row="forward_sparse"),
-    "top_kast": Method(
-        "Top-KAST", "Jayakumar et al., 2020", "training",
-        during(forward=Forward(largest, functools.partial(largest, times=2)))),
-    "sr_ste": Method(
-        "SR-STE 2:4", "Zhou et al., 2021", "training",
-        during(forward=Forward(two_of_four, decay=2e-4)), only_at=0.5, row="n_m_mask"),
+        "K-starts + dissipating", _HAROON, "training", during.k_starts_dissipating),
+    "gradual": Method(
+        "gradual magnitude", "Zhu & Gupta, 2017", "training", during.gradual),
     "gradual_n_m": Method(
-        "gradual 2:4", "", "training", during(gradual_n_m), only_at=0.5),
-    "iterative_snip": Method(
-        "iterative SNIP", "de Jorge et al., 2021", "data",
-        chosen(in_rounds(lambda view: jp.snip(view.loss))), _ALL,
-        row="iterative_mask"),
-    "force": Method(
-        "FORCE", "de Jorge et al., 2021", "data", chosen(masked(force)), _ALL,
-        row="force_mask"),
-    "prospr": Method(
-        "ProsPr", "Alizadeh et al., 2022", "data", chosen(ranked(prospr)), _ALL),
-    "fisher": Method("fisher", "", "data", chosen(ranked(fisher)), _ALL),
-    "sparse_mup": Method(
-        "sparse µP", "Dey et al., 2024", "nothing", sparse_mup(), variants={
-            "initial weights only": sparse_mup(learning_rate=False),
-            "learning rates only": sparse_mup(init=False),
-            "neither": sparse_mup(init=False, learning_rate=False),
-        }),
+        "gradual 2:4", "Kao et al., 2022", "training", during.gradual_n_m, only_at=0.5),
+    "set": Method(
+        "SET", "Mocanu et al., 2018", "training", during.set_training,
+        row="set_training"),
+    "rigl": Method("RigL", "Evci et al., 2020", "training", during.rigl),
+    "granet": Method("GraNet", "Liu et al., 2021", "training", during.granet),
+    "ac_dc": Method(
+        "AC/DC", "Peste et al., 2021", "training", during.ac_dc, row="phases"),
+    "ste": Method("STE", "", "training", during.ste, row="forward_sparse"),
+    "sr_ste": Method(
+        "SR-STE 2:4", "Zhou et al., 2021", "training", during.sr_ste, only_at=0.5,
+        row="n_m_mask"),
+    "top_kast": Method(
+        "Top-KAST", "Jayakumar et al., 2020", "training", during.top_kast),
+    "random_dropout": Method("random dropout", "", "training", during.random_dropout),
     "magnitude_after": Method(
-        "magnitude, after training", "", "a trained network", after(magnitude_after)),
-    "wanda": Method("Wanda", "Sun et al., 2024", "layer inputs", after(wanda)),
-    "sparse_gpt": Method(
-        "SparseGPT", "Frantar & Alistarh, 2023", "layer inputs", after(sparse_gpt)),
+        "magnitude, after training", "Han et al., 2015", "a trained network",
+        after.magnitude),
+    "wanda": Method("Wanda", "Sun et al., 2024", "layer inputs", after.wanda),
+    "sparse_gpt": Method("SparseGPT", _FRANTAR, "layer inputs", after.sparse_gpt),
     "magnitude_n_m": Method(
         "magnitude 2:4, after training", "", "a trained network",
-        after(magnitude_n_m), only_at=0.5),
+        after.magnitude_n_m, only_at=0.5),
     "wanda_n_m": Method(
-        "Wanda 2:4", "Sun et al., 2024", "layer inputs", after(wanda_n_m), only_at=0.5),
+        "Wanda 2:4", "Sun et al., 2024", "layer inputs", after.wanda_n_m, only_at=0.5),
     "sparse_gpt_n_m": Method(
-        "SparseGPT 2:4", "Frantar & Alistarh, 2023", "layer inputs",
-        after(sparse_gpt_n_m), only_at=0.5),
+        "SparseGPT 2:4", _FRANTAR, "layer inputs", after.sparse_gpt_n_m, only_at=0.5),
 }
 # fmt: on
 

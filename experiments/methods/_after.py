@@ -43,13 +43,15 @@ def after(choose: Choose) -> StartFn:
     return start
 
 
-def magnitude_after(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
+@after
+def magnitude(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
     """Keeps the largest weights of every layer."""
     del view
     mask = jp.layerwise_mask(jp.magnitude(params), sparsity, prunable=_kernels)
     return jp.apply_mask(params, mask), mask
 
 
+@after
 def magnitude_n_m(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
     """Keeps the 2 largest of every 4 weights."""
     del view, sparsity
@@ -73,6 +75,7 @@ def _wanda_of(network: Network) -> Score:
     return jax.jit(jp.wanda(_apply_of(network), prunable=_kernels))
 
 
+@after
 def wanda(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
     """Keeps the best weights of every output: size times the norm of the input."""
     batch = view.stats, view.batch.images
@@ -83,6 +86,7 @@ def wanda(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
     return jp.apply_mask(params, mask), mask
 
 
+@after
 def wanda_n_m(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
     """Keeps 2 of every 4 weights by the same score."""
     del sparsity
@@ -91,6 +95,7 @@ def wanda_n_m(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
     return jp.apply_mask(params, mask), mask
 
 
+@after
 def sparse_gpt(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
     """Prunes layer by layer; the remaining weights compensate for the removed ones."""
     batches = [(view.stats, view.batch.images)]
@@ -99,6 +104,7 @@ def sparse_gpt(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
     )
 
 
+@after
 def sparse_gpt_n_m(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
     """The same, with 2 of every 4 weights kept."""
     del sparsity

@@ -72,11 +72,29 @@ def in_rounds(score: Callable[[View], Score], *, images: int | None = None) -> C
     return masked(mask)
 
 
+random = chosen(ranked(lambda view: jp.random(view.key)))
+_by_magnitude = ranked(lambda view: lambda params, *_: jp.magnitude(params))
+magnitude = chosen(_by_magnitude)
+trained_magnitude = chosen(_by_magnitude, warm_up=True)
+lamp = chosen(
+    ranked(lambda view: lambda params, *_: jp.lamp(jp.magnitude(params))), warm_up=True
+)
+snip = chosen(ranked(lambda view: jp.snip(view.loss)))
+iterative_snip = chosen(in_rounds(lambda view: jp.snip(view.loss)))
+biased_loss = chosen(ranked(lambda view: jp.biased_loss(view.loss)))
+_by_preservation = ranked(lambda view: jp.gradient_preservation(view.loss))
+gradient_preservation = chosen(_by_preservation)
+
+
+@chosen
+@ranked
 def grasp(view: View) -> Score:
     temperature = view.options.grasp_temperature
     return jp.grasp(functools.partial(view.loss, temperature=temperature))
 
 
+@chosen
+@ranked
 def fisher(view: View) -> Score:
     """Squares the gradients of ten parts of the batch, each with all classes."""
 
@@ -89,6 +107,8 @@ def fisher(view: View) -> Score:
     return score
 
 
+@chosen
+@ranked
 def prospr(view: View) -> Score:
     """Trains on three quarters of the batch, a step each, and scores on the fourth."""
 
@@ -102,6 +122,7 @@ def prospr(view: View) -> Score:
     return score
 
 
+@chosen
 def synflow(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
     """In double precision: its sums over paths overflow in deep networks."""
     with jax.enable_x64(True):  # Compiled in there, max pooling included.
@@ -111,6 +132,8 @@ def synflow(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
 _synflow = in_rounds(lambda view: jp.synflow(view.logits, dtype=jnp.float64), images=1)
 
 
+@chosen
+@masked
 def force(view: View, params: Any, sparsity: Any) -> Any:
     """SNIP in rounds in which removed weights may come back."""
     return jp.force_mask(
@@ -123,6 +146,8 @@ def force(view: View, params: Any, sparsity: Any) -> Any:
     )
 
 
+@functools.partial(chosen, warm_up=True)
+@masked
 def blocks(view: View, params: Any, sparsity: Any) -> Any:
     """Removes the smallest 4x4 blocks of weights, in the layers that they divide."""
     return jp.block_mask(
@@ -139,15 +164,14 @@ def drive(**options: Any) -> StartFn:
     return chosen(score, warm_up=True)
 
 
-def erk_mask(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
+@chosen
+def static(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
     """A random mask with the layer-wise densities of Erdős-Rényi-kernel."""
     mask = jp.layerwise_mask(jp.random(view.key)(params), jp.erk(params, sparsity))
     return params, mask
 
 
-static = chosen(erk_mask)
-
-
+@chosen
 def orthogonal(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
     """Sparse orthogonal weights, with the layer-wise densities of ERK."""
     return jp.exact_orthogonal_init(
@@ -194,10 +218,6 @@ _FIRST_OR_LAST = r"layers/0/|convs/0/|stages/0/0/|stem/|embed/|output/"
 _hidden = jp.by_path(rf"^(?!{_FIRST_OR_LAST}).*kernel")
 
 
-magnitude = ranked(lambda view: lambda params, *_: jp.magnitude(params))
-gradient_preservation = ranked(lambda view: jp.gradient_preservation(view.loss))
-
-
 # A trigger decides when.
 
 
@@ -205,7 +225,7 @@ def earlycrop(lab: Lab, sparsity: float) -> Start:
     """Gradient preservation, once the weights move little."""
     trigger = jp.earlycrop_trigger(sparsity)
     start = lab.dense_until(trigger, lambda params: params, lab.dense(1))
-    return lab.prune(start, gradient_preservation, sparsity)
+    return lab.prune(start, _by_preservation, sparsity)
 
 
 def epi(lab: Lab, sparsity: float) -> Start:
@@ -218,4 +238,4 @@ def epi(lab: Lab, sparsity: float) -> Start:
         return jp.global_mask(jp.magnitude(params), sparsity)
 
     start = lab.dense_until(jp.epi_trigger(0.983, window=2), trial, lab.dense(0))
-    return lab.prune(start, magnitude, sparsity)
+    return lab.prune(start, _by_magnitude, sparsity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxprune as jp
+from experiments.methods._before import static
 from experiments.methods._start import (
     Forward,
     Recipe,
@@ -54,6 +56,7 @@ def cubic(sparsity: Any, begin: int, length: int, start: Any = 0.0) -> Any:
     )
 
 
+@during
 def gradual(setup: Setup, tx: Any, sparsity: Any, key: Any) -> Any:
     """Removes the smallest weights while training."""
     del key
@@ -61,6 +64,7 @@ def gradual(setup: Setup, tx: Any, sparsity: Any, key: Any) -> Any:
     return optax.chain(tx, jp.gradual(schedule, every=setup.options.every))
 
 
+@during
 def gradual_n_m(setup: Setup, tx: Any, sparsity: Any, key: Any) -> Any:
     """Keeps 4, then 3, then 2 of every 4 weights."""
     del sparsity, key
@@ -99,6 +103,7 @@ def dissipating(*, threshold: float | None = None) -> StartFn:
     return during(optimizer)
 
 
+@during
 def k_starts_dissipating(setup: Setup, tx: Any, sparsity: Any, key: Any) -> Any:
     """K-starts to half of the density's logarithm, then dissipating to the rest."""
     begin, end = window(setup)
@@ -114,18 +119,21 @@ def k_starts_dissipating(setup: Setup, tx: Any, sparsity: Any, key: Any) -> Any:
     )
 
 
+@functools.partial(during, start=static)
 def set_training(setup: Setup, tx: Any, sparsity: Any, key: Any) -> Any:
     """Drops the smallest weights and regrows random ones."""
     del sparsity
     return jp.set_training(tx, None, key=key, **_moving(setup, 0.3))
 
 
+@functools.partial(during, start=static)
 def rigl(setup: Setup, tx: Any, sparsity: Any, key: Any) -> Any:
     """Drops the smallest weights and regrows those with the largest gradients."""
     del sparsity, key
     return jp.rigl(tx, None, **_moving(setup, 0.3))
 
 
+@during
 def granet(setup: Setup, tx: Any, sparsity: Any, key: Any) -> Any:
     """Gradual pruning that also regrows."""
     del key
@@ -150,6 +158,7 @@ class _Phases(NamedTuple):
 _PHASES = 6  # Dense first; sparse last, and from then on.
 
 
+@during
 def ac_dc(setup: Setup, tx: Any, sparsity: Any, key: Any) -> Any:
     """Alternates dense and sparse phases, and ends sparse (Peste et al., 2021).
 
@@ -184,7 +193,10 @@ def ac_dc(setup: Setup, tx: Any, sparsity: Any, key: Any) -> Any:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def largest(params: Any, sparsity: Any, key: jax.Array, *, times: int = 1) -> Any:
+# Dense weights, trained through a sparse forward pass.
+
+
+def _largest(params: Any, sparsity: Any, key: jax.Array, *, times: int = 1) -> Any:
     """The largest weights of each layer, ``times`` the number that the sparsity keeps.
 
     One threshold for all layers would empty some from the start, and an empty layer
@@ -195,10 +207,16 @@ def largest(params: Any, sparsity: Any, key: jax.Array, *, times: int = 1) -> An
     return jp.layerwise_mask(jp.magnitude(params), removed)
 
 
-def two_of_four(params: Any, sparsity: Any, key: jax.Array) -> Any:
+def _two_of_four(params: Any, sparsity: Any, key: jax.Array) -> Any:
     del sparsity, key
     return jp.n_m_mask(jp.magnitude(params), 2, 4, prunable=jp.divisible_by(4))
 
 
-def drawn(params: Any, sparsity: Any, key: jax.Array) -> Any:
+def _drawn(params: Any, sparsity: Any, key: jax.Array) -> Any:
     return jp.layerwise_mask(jp.random(key)(params), sparsity)
+
+
+ste = during(forward=Forward(_largest))
+top_kast = during(forward=Forward(_largest, functools.partial(_largest, times=2)))
+sr_ste = during(forward=Forward(_two_of_four, decay=2e-4))
+random_dropout = during(forward=Forward(_drawn, reached=_drawn))
