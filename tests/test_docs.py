@@ -48,8 +48,8 @@ def listed(text):
 
 
 def papers():
-    """The functions that the README's table credits to a paper, by their full names."""
-    text = (ROOT / "README.md").read_text()
+    """The functions that the table of methods credits to a paper, by full name."""
+    text = (ROOT / "docs" / "methods.md").read_text()
     rows = re.findall(r"^\| \[`(\w+)`\].*?<br>\*(.*?)\*", text, re.M)
     found = [name for name, source in rows if re.search(r"(19|20)\d\d", source)]
     assert len(found) > 20
