@@ -60,7 +60,7 @@ def done(folder):
     return 0
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_run_killed_at_any_moment_ends_with_the_same_bits(
     kills, processes, uninterrupted, tmp_path
 ):
@@ -209,6 +209,8 @@ DAMAGE = {
 }
 
 
+# What orbax leaves behind when it fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda x: x.__name__)
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_used(
     damage, saved, caplog
