@@ -351,6 +351,7 @@ class Trainer:
         self.restart = jax.jit(self._restart)
         self._jitted_step = jax.jit(self._step, donate_argnums=0)
         self._logits = jax.jit(functools.partial(evaluate, self.network, dataset))
+        self._scored = self._scored_loss  # One object: programs are kept by function.
 
     def _optimizer(self, rate: Any) -> optax.GradientTransformation:
         return optax.chain(
@@ -436,7 +437,7 @@ class Trainer:
         scored = [
             (part, given.state.stats, jnp.float32(temperature)) for part in cut(split)
         ]
-        return jp.mean_flow(self._scored_loss, given.state.params, scored)
+        return jp.mean_flow(self._scored, given.state.params, scored)
 
     def _scored_loss(self, params: Any, batch: tuple[Split, Any, Any]) -> jax.Array:
         split, stats, temperature = batch
