@@ -500,7 +500,8 @@ class Lab:
         images, labels = jax.tree.map(lambda *x: jnp.concatenate(x), *held_out)
 
         def predict(image: jax.Array) -> jax.Array:
-            logits = evaluate(self.network, dataset, params, stats, image[None])
+            images = dataset.standardise(image[None])
+            logits = evaluate(self.network, params, stats, images)
             return logits[0].argmax()
 
         right = jax.lax.map(predict, images, batch_size=1000) == labels

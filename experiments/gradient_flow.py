@@ -350,7 +350,7 @@ class Trainer:
         self.begin = jax.jit(self._begin)
         self.restart = jax.jit(self._restart)
         self._jitted_step = jax.jit(self._step, donate_argnums=0)
-        self._logits = jax.jit(functools.partial(evaluate, self.network, dataset))
+        self._logits = jax.jit(functools.partial(evaluate, self.network))
         self._scored = self._scored_loss  # One object: programs are kept by function.
 
     def _optimizer(self, rate: Any) -> optax.GradientTransformation:
@@ -426,7 +426,7 @@ class Trainer:
         """Runs the network in eval mode."""
         params, stats, _ = given.state
         logits = jnp.concatenate(
-            [self._logits(params, stats, part.images) for part in cut(split)]
+            [self._logits(params, stats, part.images) for part in self._cut(split)]
         )
         loss = cross_entropy(logits, split.labels, self.config.temperature)
         accuracy = (logits.argmax(-1) == split.labels).mean()
@@ -435,20 +435,21 @@ class Trainer:
     def flow(self, given: Tracked, split: Split, temperature: float) -> jp.Flow:
         """The gradient flow, order 2, in eval mode."""
         scored = [
-            (part, given.state.stats, jnp.float32(temperature)) for part in cut(split)
+            (part, given.state.stats, jnp.float32(temperature))
+            for part in self._cut(split)
         ]
         return jp.mean_flow(self._scored, given.state.params, scored)
 
     def _scored_loss(self, params: Any, batch: tuple[Split, Any, Any]) -> jax.Array:
         split, stats, temperature = batch
-        logits = evaluate(self.network, self.dataset, params, stats, split.images)
+        logits = evaluate(self.network, params, stats, split.images)
         return cross_entropy(logits, split.labels, temperature)
 
-
-def cut(split: Split, size: int = 250) -> Sequence[Split]:
-    """Cuts a split into batches; the last may be smaller."""
-    starts = range(0, len(split.labels), size)
-    return [jax.tree.map(lambda x, i=i: x[i : i + size], split) for i in starts]
+    def _cut(self, split: Split, size: int = 250) -> Sequence[Split]:
+        """Cuts a split into standardised batches; the last may be smaller."""
+        starts = range(0, len(split.labels), size)
+        parts = [jax.tree.map(lambda x, i=i: x[i : i + size], split) for i in starts]
+        return [Split(self.dataset.standardise(x), labels) for x, labels in parts]
 
 
 # How small, cheap and fast a pruned network is: counted, and measured.
@@ -459,7 +460,7 @@ _BATCH, _TIMES = 100, 25
 def _timed(net: Network, stats: Any, dataset: Dataset) -> tuple[Any, jax.Array]:
     """A network in eval mode, and a batch for it."""
     images = dataset.standardise(dataset.test.images[:_BATCH])
-    return lambda params, x: net.apply(params, stats, x, train=False)[0], images
+    return lambda params, x: evaluate(net, params, stats, x), images
 
 
 def measure_size(lab: Lab, state: State, mask: Any, level: str) -> dict[str, Any]:

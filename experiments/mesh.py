@@ -285,7 +285,8 @@ def programs(config: Scaled, dataset: Dataset, mesh: Mesh, steps: int) -> Progra
 
     def right(state: State, batch: Split, key: jax.Array) -> jax.Array:
         params = jp.apply_mask(state.params, mask(state, key))
-        logits = evaluate(net, dataset, params, state.stats, batch.images)
+        images = dataset.standardise(batch.images)
+        logits = evaluate(net, params, state.stats, images)
         return (logits.argmax(-1) == batch.labels).sum()
 
     def sparsity(state: State, key: jax.Array) -> jax.Array:

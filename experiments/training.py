@@ -97,11 +97,9 @@ def update(
     return State(optax.apply_updates(state.params, updates), stats, opt_state)
 
 
-def evaluate(
-    network: Network, dataset: Dataset, params: Any, stats: Any, images: jax.Array
-) -> jax.Array:
-    """The logits of images, uint8 ``[N, ...]``, in eval mode."""
-    return network.apply(params, stats, dataset.standardise(images), train=False)[0]
+def evaluate(network: Network, params: Any, stats: Any, images: jax.Array) -> jax.Array:
+    """The logits of standardised images in eval mode."""
+    return network.apply(params, stats, images, train=False)[0]
 
 
 @jax.tree_util.register_dataclass
@@ -126,7 +124,7 @@ class View:
     invert: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def logits(self, params: Any, images: jax.Array, *_: Any) -> jax.Array:
-        return self.network.apply(params, self.stats, images, train=False)[0]
+        return evaluate(self.network, params, self.stats, images)
 
     def loss(
         self,
