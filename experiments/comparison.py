@@ -178,7 +178,7 @@ def run_row(lab: "Lab", run: Run, on_epoch: Callable[[], None]) -> Result:
         seconds=time.perf_counter() - started,
         density=_density(mask),
         fitness=start.fitness or _fitness(state.opt_state),
-        **summarise(jax.tree.map(lambda *x: np.stack(x), *history)),
+        **summarize(jax.tree.map(lambda *x: np.stack(x), *history)),
     )
 
 
@@ -191,7 +191,7 @@ class Metrics(NamedTuple):
     sparsity: jax.Array
 
 
-def summarise(history: Metrics) -> dict[str, Any]:
+def summarize(history: Metrics) -> dict[str, Any]:
     """Reads last and best epochs off metrics of shape ``[epochs, S]``."""
     final = history.sparsity == history.sparsity[-1]
     best = np.where(final, history.validation, -1.0).argmax(0)
@@ -270,7 +270,7 @@ class Lab:
 
     def _scoring_batch(self, key: jax.Array) -> Split:
         batch = balanced(self.dataset.train, self.options.examples_per_class, key)
-        return Split(self.dataset.standardise(batch.images), batch.labels)
+        return Split(self.dataset.standardize(batch.images), batch.labels)
 
     def once(self, name: Any, make: Callable[[], Any]) -> Any:
         """Makes something when it is first asked for."""
@@ -500,7 +500,7 @@ class Lab:
         images, labels = jax.tree.map(lambda *x: jnp.concatenate(x), *held_out)
 
         def predict(image: jax.Array) -> jax.Array:
-            images = dataset.standardise(image[None])
+            images = dataset.standardize(image[None])
             logits = evaluate(self.network, params, stats, images)
             return logits[0].argmax()
 

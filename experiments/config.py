@@ -141,7 +141,7 @@ class Pruning:
     imp_fraction: float = 0.2
     """Fraction of the remaining weights that a round of iterative pruning removes."""
     rewind: int = 0
-    """The epoch that iterative pruning rewinds the weights to; 0 is initialisation."""
+    """The epoch that iterative pruning rewinds the weights to; 0 is initialization."""
     keep_optimizer: bool = False
     """Rewind the optimizer's momentum to that epoch, too; else it restarts at 0."""
     k: int = 100
@@ -151,7 +151,7 @@ class Pruning:
     select_at: float = 0.2
     """Fraction of training after which K-starts chooses and dissipating begins."""
     every: int = 20
-    """Optimiser steps between mask updates, of the methods that prune in training."""
+    """Optimizer steps between mask updates, of the methods that prune in training."""
     until: float = 0.6
     """Fraction of training after which these have reached their sparsity."""
 
@@ -300,7 +300,7 @@ class Checkpoints:
     """What is kept of a run to resume from."""
 
     every: int = 500
-    """Optimiser steps between checkpoints, written while training goes on."""
+    """Optimizer steps between checkpoints, written while training goes on."""
     keep: int = 3
     """How many are kept, the newest."""
 
@@ -313,11 +313,11 @@ class Logging:
     """What is written while training."""
 
     every: int = 50
-    """Optimiser steps between lines of metrics.jsonl."""
+    """Optimizer steps between lines of metrics.jsonl."""
     tensorboard: bool = False
     """Write the same for TensorBoard; needs the extra "tensorboard"."""
     profile: int = 0
-    """Optimiser steps to trace with JAX's profiler, once all is compiled."""
+    """Optimizer steps to trace with JAX's profiler, once all is compiled."""
 
     def __post_init__(self) -> None:
         check_counts(self, "every", prefix="logging.")

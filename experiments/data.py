@@ -48,7 +48,7 @@ class Dataset:
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: len(split.labels) for name, split in splits.items()}
 
-    def standardise(self, images: jax.Array) -> jax.Array:
+    def standardize(self, images: jax.Array) -> jax.Array:
         """Makes images ``[N, ...]`` float32 of mean 0 and deviation 1."""
         return (images.astype(jnp.float32) - self.mean) / self.std
 

@@ -446,10 +446,10 @@ class Trainer:
         return cross_entropy(logits, split.labels, temperature)
 
     def _cut(self, split: Split, size: int = 250) -> Sequence[Split]:
-        """Cuts a split into standardised batches; the last may be smaller."""
+        """Cuts a split into standardized batches; the last may be smaller."""
         starts = range(0, len(split.labels), size)
         parts = [jax.tree.map(lambda x, i=i: x[i : i + size], split) for i in starts]
-        return [Split(self.dataset.standardise(x), labels) for x, labels in parts]
+        return [Split(self.dataset.standardize(x), labels) for x, labels in parts]
 
 
 # How small, cheap and fast a pruned network is: counted, and measured.
@@ -459,7 +459,7 @@ _BATCH, _TIMES = 100, 25
 
 def _timed(net: Network, stats: Any, dataset: Dataset) -> tuple[Any, jax.Array]:
     """A network in eval mode, and a batch for it."""
-    images = dataset.standardise(dataset.test.images[:_BATCH])
+    images = dataset.standardize(dataset.test.images[:_BATCH])
     return lambda params, x: evaluate(net, params, stats, x), images
 
 

@@ -17,7 +17,7 @@ class Evidence(NamedTuple):
       flow: the gradient flow of the training loss, order 2.
       grasp_flow: the flow at GraSP's temperature.
       unit_flow: the flow at temperature 1.
-      origin: the parameters at initialisation.
+      origin: the parameters at initialization.
       tracked: the moving average of the biased loss over the last minibatches.
       key: a random key.
     """

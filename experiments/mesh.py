@@ -39,7 +39,7 @@ _EVAL_BATCH = 512
 
 
 class Progress(NamedTuple):
-    """Optimiser steps so far, which is the position in the data, and the state."""
+    """Optimizer steps so far, which is the position in the data, and the state."""
 
     step: jax.Array
     state: State
@@ -178,7 +178,7 @@ class Programs(NamedTuple):
       prune: ``prune(progress, batch, key) -> progress`` with the method's mask and a
         new optimizer; None if it prunes in training alone.
       step: ``step(progress, batch, key) -> (progress, loss)``.
-      right: ``right(state, batch, key) -> count`` of the images that are recognised.
+      right: ``right(state, batch, key) -> count`` of the images that are recognized.
       mask: ``mask(state, key)``, the one that the network runs with.
       sparsity: ``sparsity(state, key)``, of the prunable weights, reached.
       warmup: dense epochs before ``prune``.
@@ -226,7 +226,7 @@ def programs(config: Scaled, dataset: Dataset, mesh: Mesh, steps: int) -> Progra
         cut = functools.partial(
             jax.lax.with_sharding_constraint, shardings=spread(mesh, 0)
         )
-        batch = Split(dataset.standardise(batch.images), batch.labels)
+        batch = Split(dataset.standardize(batch.images), batch.labels)
         view = View(
             jax.random.fold_in(key, _MASK),
             stats,
@@ -285,7 +285,7 @@ def programs(config: Scaled, dataset: Dataset, mesh: Mesh, steps: int) -> Progra
 
     def right(state: State, batch: Split, key: jax.Array) -> jax.Array:
         params = jp.apply_mask(state.params, mask(state, key))
-        images = dataset.standardise(batch.images)
+        images = dataset.standardize(batch.images)
         logits = evaluate(net, params, state.stats, images)
         return (logits.argmax(-1) == batch.labels).sum()
 

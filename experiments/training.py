@@ -67,7 +67,7 @@ def gradients(
 
     Args:
       network: the network, run in training mode.
-      dataset: how images are standardised.
+      dataset: how images are standardized.
       params: the parameters.
       stats: the running statistics.
       batch: images, uint8, and labels.
@@ -76,7 +76,7 @@ def gradients(
       temperature: divides the logits.
       sparse: ``sparse(loss) -> loss``, the loss through a sparse forward pass.
     """
-    images = dataset.standardise(batch.images)
+    images = dataset.standardize(batch.images)
     if augmented:
         images = augment(key, images)
 
@@ -98,7 +98,7 @@ def update(
 
 
 def evaluate(network: Network, params: Any, stats: Any, images: jax.Array) -> jax.Array:
-    """The logits of standardised images in eval mode."""
+    """The logits of standardized images in eval mode."""
     return network.apply(params, stats, images, train=False)[0]
 
 
@@ -110,7 +110,7 @@ class View:
     Attributes:
       key: a random key.
       stats: the running statistics.
-      batch: standardised images, float32, and labels.
+      batch: standardized images, float32, and labels.
       network: the network.
       options: those of the methods.
       invert: whether the weights that score lowest stay.

@@ -289,7 +289,7 @@ def test_best_epoch_is_of_the_final_sparsity():
         test=np.array([[0.8], [0.6], [0.7]]),
         sparsity=np.array([[0.0], [0.9], [0.9]]),
     )
-    found = comparison.summarise(history)
+    found = comparison.summarize(history)
     assert found["best_epoch"] == [2]
     assert found["test_accuracy_at_best"] == [0.6]
     assert found["test_accuracy"] == [0.7]

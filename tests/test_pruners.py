@@ -176,7 +176,7 @@ def test_wanda_prunes_trained_networks_and_they_are_evaluated_as_they_are(small)
             assert (np.where(kept, 0, score).max(0) <= 1.0001 * least).all()
             np.testing.assert_array_equal(left["kernel"][...], np.where(kept, w, 0))
         test = small.dataset.test
-        _, _, logits = forward(one[2], small.dataset.standardise(test.images))
+        _, _, logits = forward(one[2], small.dataset.standardize(test.images))
         right = (logits.argmax(1) == np.asarray(test.labels)).mean()
         np.testing.assert_allclose(result.test_accuracy[seed], right, atol=1e-6)
 

@@ -130,7 +130,7 @@ def test_the_mask_is_what_snip_removes_from_the_initial_network(trained, dataset
     chosen = data.balanced(dataset.train, 10, jax.random.key(CONV.seed + 1))
 
     def loss_fn(params):
-        images = dataset.standardise(chosen.images)
+        images = dataset.standardize(chosen.images)
         logits, _ = net.apply(params, stats, images, train=False)
         return optax.softmax_cross_entropy_with_integer_labels(
             logits, chosen.labels

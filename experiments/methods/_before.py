@@ -1,6 +1,6 @@
-"""Masks chosen at initialisation, after a warm-up, or when a trigger fires.
+"""Masks chosen at initialization, after a warm-up, or when a trigger fires.
 
-Scores are taken with BatchNorm in eval mode. At initialisation it then uses the running
+Scores are taken with BatchNorm in eval mode. At initialization it then uses the running
 statistics that it starts from (mean 0, variance 1): in training mode a filter's
 first-order scores would cancel.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def chosen(choose: Choose, *, warm_up: bool = False) -> StartFn:
-    """Chooses the masks at initialisation, or after the warm-up."""
+    """Chooses the masks at initialization, or after the warm-up."""
 
     def start(setup: Setup, sparsity: float) -> Start:
         epochs = setup.options.warmup if warm_up else 0

@@ -111,7 +111,7 @@ class Setup(Protocol):
       options: those of the methods.
       network: the network.
       epochs: of the whole training.
-      steps: optimiser steps of the whole training.
+      steps: optimizer steps of the whole training.
     """
 
     @property
@@ -124,7 +124,7 @@ class Setup(Protocol):
     def steps(self) -> int: ...
 
     def dense(self, epochs: int) -> Start:
-        """Trains whole networks; 0 epochs is initialisation."""
+        """Trains whole networks; 0 epochs is initialization."""
         ...
 
     def prune(self, start: Start, choose: Choose, sparsity: float) -> Start:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from experiments.methods import METHODS
 from experiments.report._tables import Found, mean_and_std, plain_rows
 
-# Paul Tol's "muted" scheme, told apart by readers of all kinds of colour vision; the
+# Paul Tol's "muted" scheme, told apart by readers of all kinds of color vision; the
 # marker says the same again.
 STYLES = (
     ("#999999", "X"),
@@ -44,20 +44,20 @@ def accuracy(found: Found) -> bytes:
         stats = [mean_and_std(rows[method, s]["test_accuracy"]) for s in own]
         means, stds = 100 * np.array(stats).T
         again, place = divmod(i, len(STYLES))
-        colour, marker = STYLES[place]
+        color, marker = STYLES[place]
         axes.errorbar(
             # Bars side by side.
             (1 - np.array(own)) * 1.012 ** (i - (len(methods) - 1) / 2),
             means,
             stds,
-            color=colour,
+            color=color,
             marker=marker,
             label=words(method),
             lw=1.5,
             ms=10 if marker == "*" else 6,
             ls=":" if again else "-",
-            mec=colour if again else "white",
-            mfc="white" if again else colour,
+            mec=color if again else "white",
+            mfc="white" if again else color,
             mew=1.0 if again else 0.6,
             elinewidth=1.0,
             capsize=2,

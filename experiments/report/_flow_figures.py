@@ -33,7 +33,7 @@ def accuracy(found: Found, runs: Runs) -> bytes:
         for panel, (title, cost) in zip(line, costs.items(), strict=True):
             panel.axhspan(100 * (mean - std), 100 * (mean + std), color="0.88", lw=0)
             panel.axhline(100 * mean, color="0.35", lw=1.2, ls="--")
-            for measure, level, (colour, marker) in _lines(config):
+            for measure, level, (color, marker) in _lines(config):
                 rows = [Row(measure, level, f, rounds) for f in config["fractions"]]
                 points = [
                     (at, *mean_and_std(values(runs, row, "test_accuracy")))
@@ -46,10 +46,10 @@ def accuracy(found: Found, runs: Runs) -> bytes:
                         x,
                         100 * y,
                         100 * error,
-                        color=colour,
+                        color=color,
                         marker=marker,
                         ls="-" if level == "filters" else ":",
-                        mfc=colour if level == "filters" else "white",
+                        mfc=color if level == "filters" else "white",
                         label=f"{words(measure)}, {level}",
                         lw=1.2,
                         ms=5,
@@ -73,11 +73,11 @@ def claims(found: Found, runs: Runs) -> bytes:
     levels = sorted(config["levels"])
     sheet, panels = figure(16.0, 3.8 * len(levels), 4, len(levels))
     for line, level in zip(np.atleast_2d(panels), levels, strict=True):
-        for measure, own, (colour, marker) in _lines(config):
+        for measure, own, (color, marker) in _lines(config):
             rows = [r for r in runs if (r.measure, r.level) == (measure, own)]
             if own != level or not rows:
                 continue
-            style = {"color": colour, "label": words(measure), "lw": 1.3}
+            style = {"color": color, "label": words(measure), "lw": 1.3}
             first = [row for row in rows if row.rounds == min(config["rounds"])]
             for panel, field in zip(
                 line[:2], ("train_loss", "distance_to_dense"), strict=True
@@ -85,10 +85,10 @@ def claims(found: Found, runs: Runs) -> bytes:
                 curve = _curve(runs, first, field)
                 panel.plot(np.arange(1, len(curve) + 1), curve, **style)
             share = _mean(runs, rows, _claims.contribution)
-            line[2].bar(words(measure), share, color=colour)
+            line[2].bar(words(measure), share, color=color)
             ratio = _mean(runs, rows, _claims.gradient_ratio)
             score = 100 * _mean(runs, rows, _claims.accuracy)
-            line[3].plot(ratio, score, marker, color=colour, ms=8)
+            line[3].plot(ratio, score, marker, color=color, ms=8)
             line[3].annotate(
                 words(measure),
                 (ratio, score),
@@ -117,7 +117,7 @@ def diagnostics(found: Found, runs: Runs) -> bytes:
     """Predicted against measured changes; measures against each other, over epochs."""
     name, config = found["name"], found["config"]
     sheet, panels = figure(16.0, 4.2, 4)
-    for measure, level, (colour, marker) in _lines(config):
+    for measure, level, (color, marker) in _lines(config):
         rows = [r for r in runs if (r.measure, r.level) == (measure, level)]
         prunes = [p for row in rows for run in runs[row] for p in run["prunes"]]
         for panel, field in zip(panels[:2], ("loss", "squared_gradient"), strict=True):
@@ -126,8 +126,8 @@ def diagnostics(found: Found, runs: Runs) -> bytes:
                 [p["predicted"][field] for p in prunes],
                 change,
                 marker,
-                color=colour,
-                mfc=colour if level == "filters" else "white",
+                color=color,
+                mfc=color if level == "filters" else "white",
                 ms=4,
                 ls="",
             )
@@ -141,7 +141,7 @@ def diagnostics(found: Found, runs: Runs) -> bytes:
     epochs = [run["epochs"] for run in runs[DENSE]]
     for pair in epochs[0][0]["measures"]["correlations"]:
         if pair.startswith("magnitude, "):
-            colour, _ = _style(config, pair.split(", ")[1])
+            color, _ = _style(config, pair.split(", ")[1])
             curve = [
                 statistics.mean(
                     seed[n]["measures"]["correlations"][pair]["spearman"]
@@ -151,7 +151,7 @@ def diagnostics(found: Found, runs: Runs) -> bytes:
             ]
             label = words(pair.split(", ")[1])
             panels[2].plot(
-                range(1, config["epochs"] + 1), curve, color=colour, label=label
+                range(1, config["epochs"] + 1), curve, color=color, label=label
             )
     for measure in config["measures"]:
         curve = [
@@ -160,9 +160,9 @@ def diagnostics(found: Found, runs: Runs) -> bytes:
             )
             for n in range(1, config["epochs"])
         ]
-        colour, _ = _style(config, measure)
+        color, _ = _style(config, measure)
         panels[3].plot(
-            range(2, config["epochs"] + 1), curve, color=colour, label=words(measure)
+            range(2, config["epochs"] + 1), curve, color=color, label=words(measure)
         )
     panels[2].set(xlabel="epoch", ylabel="Spearman's correlation with magnitude")
     panels[2].set_title("dense network: weights' scores", fontsize=10)
@@ -183,7 +183,7 @@ def _lines(config: Mapping[str, Any]) -> Sequence[tuple[str, str, tuple[str, str
 
 
 def _style(config: Mapping[str, Any], measure: str) -> tuple[str, str]:
-    """A measure's colour and marker; the first of the scheme is the dense network's."""
+    """A measure's color and marker; the first of the scheme is the dense network's."""
     return STYLES[1 + config["measures"].index(measure) % (len(STYLES) - 1)]
 
 

@@ -120,14 +120,14 @@ def notes(found: Found) -> str:
     methods = {method: None for method, _ in plain_rows(found)}
     times = ", and how many times faster than iterative pruning"
     text = (
-        "*Pruned in*: everything that one network takes before its last training, the "
-        f"longest over the sparsities{times if 'imp' in methods else ''}.\n"
+        "*Pruned in*: all the time that one network takes before its last training, "
+        f"the longest over the sparsities{times if 'imp' in methods else ''}.\n"
     )
     late = [f"`{m}`" for m in methods if m in AFTER_TRAINING]
     if late:
         text += (
-            f"{', '.join(late)}: trained networks, pruned and evaluated as they are "
-            "then. No training follows, and *pruned in* is what pruning takes.\n"
+            f"{', '.join(late)} prune trained networks, which are evaluated without "
+            "more training: *pruned in* is the time of the pruning alone.\n"
         )
     return text
 
