@@ -1,9 +1,11 @@
 """The output of a run: JSON lines, TensorBoard, a progress bar, a profiler's trace."""
 
 import contextlib
+import functools
 import json
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -45,7 +47,7 @@ class Log(contextlib.AbstractContextManager):
                 self._file = stack.enter_context(path.open("a"))
                 if config.logging.tensorboard:
                     self._board = stack.enter_context(_board(folder, first))
-            self._bar = stack.enter_context(_progress(total, first, show))
+            self._bar = stack.enter_context(bar("steps", total, first, show))
             self._stack = stack.pop_all()
 
     def step(self, done: int, loss: jax.Array) -> None:
@@ -62,7 +64,7 @@ class Log(contextlib.AbstractContextManager):
             self._since = now, done
             self.write(done, {"loss": value, "images_per_second": rate})
             self._words = f"loss {value:.3f}, {rate:,.0f} images/s"
-        self._bar(done, self._words)
+        self._bar(completed=done, description=self._words)
         if self._trace and done == self._trace.stop:
             jax.block_until_ready(loss)
             self._stop()
@@ -112,23 +114,19 @@ def _board(folder: pathlib.Path, first: int) -> Any:
 
 
 @contextlib.contextmanager
-def _progress(total: int, first: int, show: bool) -> Any:
-    """A bar over the steps: throughput in words, time left."""
+def bar(unit: str, total: int, done: int = 0, show: bool = True) -> Iterator[Any]:
+    """A progress bar, updated by ``update(advance=..., description=...)``."""
     columns = (
         rich.progress.TextColumn("{task.description:<32}"),
         rich.progress.BarColumn(),
         rich.progress.MofNCompleteColumn(),
-        rich.progress.TextColumn("steps"),
+        rich.progress.TextColumn(unit),
         rich.progress.TimeElapsedColumn(),
         rich.progress.TimeRemainingColumn(),
     )
     with rich.progress.Progress(*columns, disable=not show) as progress:
-        task = progress.add_task("", total=total, completed=first)
-
-        def update(done: int, words: str) -> None:
-            progress.update(task, completed=done, description=words)
-
-        yield update
+        task = progress.add_task("compiling", total=total, completed=done)
+        yield functools.partial(progress.update, task)
 
 
 _COMPILED = 3  # Steps after which nothing compiles, as a rule.

@@ -7,18 +7,18 @@ import pathlib
 import pkgutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import import_module
 
 import jax
 import rich
-import rich.progress
 import tyro
+from rich.markdown import Markdown
 
 from experiments import comparison, configs, gradient_flow, mesh, records, report
 from experiments.config import Config, Rounds, Scaled
 from experiments.data import Dataset, DatasetMissingError, load, read
+from experiments.log import bar
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -59,12 +59,14 @@ def run_comparison(
 ) -> None:
     """Compares methods behind a progress bar; writes and prints the results."""
     environment = records.environment()  # As it is when the run begins.
-    with _bar(config.epochs * len(comparison.plan(config))) as advance:
+    with bar("epochs", config.epochs * len(comparison.plan(config))) as show:
         found = comparison.compare(
             config,
             dataset,
             workdir / "runs",
-            lambda run, n: advance(n, f"{run.method} {run.sparsity:g} {run.variant}"),
+            lambda run, n: show(
+                advance=n, description=f"{run.method} {run.sparsity:g} {run.variant}"
+            ),
         )
     content = records.summary(name, config, environment, dataset, found)
     _publish(workdir, report.comparison(content))
@@ -76,13 +78,14 @@ def run_gradient_flow(
     """Prunes in rounds behind a progress bar; writes and prints the results."""
     environment = records.environment()
     rows = len(gradient_flow.plan(config))
-    with _bar(config.epochs * config.seeds * rows) as advance:
+    with bar("epochs", config.epochs * config.seeds * rows) as show:
         found = gradient_flow.run(
             config,
             dataset,
             workdir / "runs",
-            lambda row, seed, n: advance(
-                n, f"{row.measure} {row.level} {row.fraction:g}, seed {seed}"
+            lambda row, seed, n: show(
+                advance=n,
+                description=f"{row.measure} {row.level} {row.fraction:g}, seed {seed}",
             ),
         )
     claims = report.claims(records.plain_config(config), found)
@@ -110,26 +113,9 @@ def run_mesh(config: Scaled, dataset: Dataset, workdir: pathlib.Path) -> None:
 def _publish(workdir: pathlib.Path, shown: report.Shown) -> None:
     for file, content in shown.files.items():
         records.write(workdir / file, content)
-    rich.print(*shown.text, sep="\n")
+    for part in shown.text:
+        rich.print(Markdown(part) if isinstance(part, str) else part)
     rich.print(f"Written to {workdir}: {', '.join(shown.files)}")
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[Callable[[int, str], None]]:
-    """A progress bar over epochs, and how to advance it."""
-    columns = (
-        rich.progress.TextColumn("{task.description:<28}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TextColumn("epochs"),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TimeRemainingColumn(),
-    )
-    with rich.progress.Progress(*columns) as progress:
-        task = progress.add_task("compiling", total=total)
-        yield lambda epochs, words: progress.update(
-            task, advance=epochs, description=words
-        )
 
 
 def find_configs() -> dict[str, tuple[str, Config | Rounds | Scaled]]:

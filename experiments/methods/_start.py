@@ -114,14 +114,10 @@ class Setup(Protocol):
       steps: optimizer steps of the whole training.
     """
 
-    @property
-    def options(self) -> Pruning: ...
-    @property
-    def network(self) -> Network: ...
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def steps(self) -> int: ...
+    options: Pruning
+    network: Network
+    epochs: int
+    steps: int
 
     def dense(self, epochs: int) -> Start:
         """Trains whole networks; 0 epochs is initialization."""

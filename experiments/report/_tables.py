@@ -5,7 +5,7 @@ They are made from the content of ``results.json``, just written or read from a 
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -32,19 +32,17 @@ class Table:
         lines = [f"| {' | '.join(row)} |" for row in (self.titles, rule, *self.rows)]
         return "\n".join(lines) + "\n"
 
-    def __rich__(self) -> rich.table.Table:
+    def __rich_console__(self, *_: Any) -> Iterator[Any]:
+        if self.caption:
+            yield f"[bold]{self.caption}[/bold]"
         table = rich.table.Table(
-            title=self.caption or None,
-            title_justify="left",
-            box=rich.box.SIMPLE_HEAD,
-            pad_edge=False,
-            collapse_padding=True,
+            box=rich.box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
         )
         for i, title in enumerate(self.titles):
             table.add_column(title, no_wrap=True, justify="right" if i else "left")
         for row in self.rows:
             table.add_row(*map(rich.markup.escape, row))
-        return table
+        yield table
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
@@ -126,8 +124,8 @@ def notes(found: Found) -> str:
     late = [f"`{m}`" for m in methods if m in AFTER_TRAINING]
     if late:
         text += (
-            f"{', '.join(late)} prune trained networks, which are evaluated without "
-            "more training: *pruned in* is the time of the pruning alone.\n"
+            f"{', '.join(late)}: trained networks, pruned and evaluated without more "
+            "training; *pruned in* is the time of the pruning alone.\n"
         )
     return text
 
