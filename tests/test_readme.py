@@ -34,16 +34,20 @@ def test_the_readmes_code_runs(capsys):
     count, names = run(ROOT / "README.md")
     assert count == 5
     assert "0.9" in capsys.readouterr().out
-    kept = sum(int(jnp.sum(names["mask"][name])) for name in ("w1", "w2"))
+    kept = sum(int(jnp.sum(leaf)) for leaf in names["mask"].values())
     assert kept == 18944 - round(0.9 * 18944)
-    assert [leaf.shape for leaf in jax.tree.leaves(names["small_state"])][-1] == (8, 10)
-    masked = jp.apply_mask(names["state"], names["channels"])
-    wanted = names["apply_fn"](masked, names["batch"][0])
+    weights, snip_mask = names["weights"], names["snip_mask"]
+    assert float(jp.sparsity(snip_mask, weights)) == pytest.approx(0.9, abs=1e-3)
+    assert float(jp.sparsity(names["start"], weights)) == pytest.approx(0.9, abs=1e-2)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(names["small_weights"])]
+    assert shapes[-1] == (8, 10)
+    masked = jp.apply_mask(weights, names["channels"])
+    wanted = names["apply_fn"](masked, names["x"])
     assert jnp.allclose(names["logits"], wanted, atol=1e-5)
-    for name, leaf in names["start"].items():  # Sparse where it starts.
-        assert not jnp.any(names["params"][name][~leaf])
-    assert int(jnp.sum(names["start"]["w1"])) < 64 * 256
-    assert set(names["masks"]) == {"loss_preservation", "grasp"}
+    for name in ("up", "down"):
+        pruned = ~names["lm_mask"][name]
+        assert pruned.mean() == 0.5
+        assert not jnp.any(names["sparse_lm"][name][pruned])
 
 
 README = (ROOT / "README.md").read_text()
