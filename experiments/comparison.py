@@ -63,12 +63,9 @@ class Run(NamedTuple):
             return lambda lab, sparsity: lab.dense(0)
         row = METHODS[self.method]
         if self.variant in CHECKS:
-            return functools.partial(_checked, CHECKS[self.variant], row.start)
+            check = CHECKS[self.variant]
+            return lambda lab, sparsity: check(lab, row.start, sparsity)
         return row.variants[self.variant] if self.variant else row.start
-
-
-def _checked(check: Any, method: StartFn, lab: "Lab", sparsity: float) -> Start:
-    return check(lab, method, sparsity)
 
 
 def plan(config: Config) -> list[Run]:

@@ -467,7 +467,7 @@ def measure_size(lab: Lab, state: State, mask: Any, level: str) -> dict[str, Any
     """Counts parameters and the FLOPs of one image.
 
     Filters are really removed. Single weights are not: the FLOPs are those that
-    hardware could leave out, and the program costs what it cost before.
+    hardware could skip, and the program costs the same as before.
     """
     apply, images = _timed(lab.trainer.network, state.stats, lab.dataset)
     if level == "weights":

@@ -16,8 +16,8 @@ from experiments.report._tables import Found, mean_and_std
 def accuracy(found: Found, runs: Runs) -> bytes:
     """Accuracy against parameters, FLOPs and latency: a row of panels a rounds number.
 
-    Filters are solid, single weights dotted: these leave the program as it is, so their
-    FLOPs are those that hardware could leave out, and their latency is the dense one.
+    Filters are solid, single weights dotted. Masking single weights does not change the
+    program, so their FLOPs are those that hardware could skip, at the dense latency.
     """
     name, config = found["name"], found["config"]
     costs: dict[str, Callable[[Row], float | None]] = {
