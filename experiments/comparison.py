@@ -240,6 +240,7 @@ class Lab:
       steps: of the optimizer, in a training.
       seeds: how many networks.
       keys: their random keys.
+      batches: the scoring batch of each seed.
     """
 
     def __init__(self, config: Config, dataset: Dataset):
@@ -254,7 +255,7 @@ class Lab:
         params, stats = self.init(self.keys.params)
         mask = jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), params)
         self._whole = Start(params, stats, mask)
-        self._batches = [self._scoring_batch(key) for key in self.keys.batches]
+        self.batches = [self._scoring_batch(key) for key in self.keys.batches]
         self._invert = False
         self._once: dict[Any, Any] = {}
         self._tx = optimizer_of(config, self.steps_an_epoch)
@@ -329,7 +330,7 @@ class Lab:
         found, seconds = [], []
         each = unstacked((start.params, start.stats))
         for (params, stats), key, batch in zip(
-            each, self.keys.masks, self._batches, strict=True
+            each, self.keys.masks, self.batches, strict=True
         ):
             view = View(key, stats, batch, self.network, self.options, self._invert)
             if not found:  # Compiles.

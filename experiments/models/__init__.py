@@ -1,7 +1,7 @@
 """The networks, in Flax NNX, and the two pure functions that experiments call.
 
 A network is ``init`` and ``apply`` over plain pytrees: ``params`` (trained and pruned)
-and ``stats`` (BatchNorm's running statistics). `PUBLISHED` holds the options of networks
+and ``stats`` (BatchNorm's running statistics). `PUBLISHED` has the options of networks
 that papers name.
 """
 
