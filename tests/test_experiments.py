@@ -30,6 +30,7 @@ from experiments.methods import METHODS
 from experiments.methods._several import chain, chain_sparsities
 from experiments.models import _layers
 from tests.helpers import QUICK
+from tests.test_scale import _quick  # noqa: F401  The fixture is used.
 
 NAMES = [module.name for module in pkgutil.iter_modules(configs.__path__)]
 PNG = b"\x89PNG"
@@ -112,16 +113,7 @@ RUN = {
 }
 
 
-@pytest.fixture
-def _quick():
-    """Compiles faster; what runs is small."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("_quick")
 @pytest.mark.parametrize("name", RUN)
 def test_comparisons_run_for_two_steps_an_epoch(name, tmp_path):
     config = small(name)
@@ -141,7 +133,6 @@ def test_comparisons_run_for_two_steps_an_epoch(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_quick")
 @pytest.mark.parametrize("name", ["digits_mesh", "cifar10_mesh"])
 def test_every_network_on_a_mesh_trains_for_two_steps(name, tmp_path):
     config = small(name)
@@ -152,7 +143,6 @@ def test_every_network_on_a_mesh_trains_for_two_steps(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_quick")
 def test_pipelines_run_for_two_steps_an_epoch(tmp_path):
     config = small("cifar10_gradient_flow")
     found = gradient_flow.run(config, data.load(config.data), tmp_path, lambda *_: None)
@@ -167,7 +157,6 @@ def test_pipelines_run_for_two_steps_an_epoch(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_quick")
 def test_command_line_writes_whole_files(tmp_path, capsys):
     flags = (
         "--epochs=1 --seeds=2 --batch-size=16 --data.train-size=32 --data.test-size=50 "

@@ -14,6 +14,7 @@ from experiments import comparison, data
 from experiments.config import Config, Data, Model, Pruning
 from experiments.mesh import Phases
 from experiments.methods import METHODS
+from tests.test_scale import _quick  # noqa: F401  The fixture is used.
 
 CONFIG = Config(
     data=Data("digits", train_size=64, test_size=50),
