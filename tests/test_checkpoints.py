@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import jaxprune as jp
-from experiments import mesh
+from experiments import feed
 from experiments.checkpoints import CheckpointError, Keeper, checksums
 from experiments.config import Logging, Parallel
 from experiments.mesh import Progress
@@ -110,10 +110,10 @@ def state_at(step, params=PARAMS, link=jp.keep_sparse):
 
 
 def shapes_on(parallel, state):
-    devices = mesh.mesh_of(parallel)
+    devices = feed.mesh_of(parallel)
 
     def shape(x):
-        where = mesh.split(devices, x)
+        where = feed.split(devices, x)
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
     return jax.tree.map(shape, state)
@@ -276,6 +276,6 @@ def test_checksums_are_sums_of_words_on_any_mesh(dtype):
     words = {"float32": np.uint32, "bfloat16": np.uint16}.get(dtype, np.uint8)
     flat = np.ravel(np.asarray(array)).view(words)
     wanted = sum(map(int, flat)) % 2**32
-    devices = mesh.mesh_of(Parallel(fsdp=-1))
-    cut = jax.device_put(array, jax.NamedSharding(devices, jax.P(mesh.PARTS)))
+    devices = feed.mesh_of(Parallel(fsdp=-1))
+    cut = jax.device_put(array, jax.NamedSharding(devices, jax.P(feed.PARTS)))
     assert checksums([array, cut]) == [wanted, wanted]

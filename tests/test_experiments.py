@@ -19,6 +19,7 @@ from experiments import (
     configs,
     data,
     gradient_flow,
+    lab,
     mesh,
     models,
     records,
@@ -272,7 +273,7 @@ def test_sources_are_those_of_the_documentation():
 
 
 def test_best_epoch_is_of_the_final_sparsity():
-    history = comparison.Metrics(
+    history = lab.Metrics(
         loss=np.zeros((3, 1)),
         validation=np.array([[0.9], [0.5], [0.4]]),
         test=np.array([[0.8], [0.6], [0.7]]),

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import jaxprune as jp
-from experiments import comparison, data
+from experiments import comparison, data, lab
 from experiments.config import Config, Data, Model, Pruning
 from experiments.mesh import Phases
 from experiments.methods import METHODS
@@ -29,7 +29,7 @@ CONFIG = Config(
 
 @pytest.fixture(scope="module")
 def small():
-    return comparison.Lab(CONFIG, data.load(CONFIG.data))
+    return lab.Lab(CONFIG, data.load(CONFIG.data))
 
 
 def test_two_of_four_are_planned_once_at_their_own_sparsity():
@@ -115,7 +115,7 @@ def test_tickets_start_from_the_saved_weights_bit_for_bit(keep_optimizer, monkey
         imp_fraction=0.5,
     )
     config = dataclasses.replace(CONFIG, pruning=pruning, epochs=2)
-    own = comparison.Lab(config, data.load(config.data))
+    own = lab.Lab(config, data.load(config.data))
     began, begin = [], own._begin
 
     def spied(*args):

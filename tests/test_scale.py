@@ -20,7 +20,8 @@ from experiments.config import (
     Pruning,
     Scaled,
 )
-from experiments.mesh import Feed, held_out, mesh_of, programs
+from experiments.feed import Feed, held_out, mesh_of
+from experiments.mesh import programs
 from experiments.models import network
 from tests.helpers import kept
 

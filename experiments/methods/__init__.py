@@ -26,7 +26,7 @@ from experiments.methods._start import stacked as stacked
 from experiments.methods._start import unstacked as unstacked
 
 if TYPE_CHECKING:
-    from experiments.comparison import Lab
+    from experiments.lab import Lab
 
 
 # Sanity checks: a method's start, spoiled in one respect.

@@ -26,7 +26,7 @@ from experiments.methods._start import (
 )
 
 if TYPE_CHECKING:
-    from experiments.comparison import Lab
+    from experiments.lab import Lab
     from experiments.training import View
 
 

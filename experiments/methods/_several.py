@@ -20,7 +20,7 @@ from experiments.methods._start import (
 )
 
 if TYPE_CHECKING:
-    from experiments.comparison import Lab
+    from experiments.lab import Lab
 
 
 def imp(lab: Lab, sparsity: float) -> Start:
