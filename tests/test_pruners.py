@@ -13,7 +13,7 @@ import jaxprune as jp
 from experiments import comparison, data, lab
 from experiments.config import Config, Data, Model, Pruning
 from experiments.mesh import Phases
-from experiments.methods import METHODS
+from experiments.methods import CHECKS, METHODS
 from tests.test_scale import _quick  # noqa: F401  The fixture is used.
 
 CONFIG = Config(
@@ -41,6 +41,36 @@ def test_two_of_four_are_planned_once_at_their_own_sparsity():
         ("snip", 0.8),
         ("snip", 0.9),
     ]
+
+
+FOUND = [n for n, r in METHODS.items() if r.needs in ("nothing", "data", "warm-up")]
+
+
+@pytest.mark.parametrize("method", FOUND)
+def test_masks_found_before_training_remove_what_is_asked(method, small):
+    start = METHODS[method].start(small, 0.5)
+    assert start.first == len(start.history) == (METHODS[method].needs == "warm-up")
+    assert start.score_seconds is not None
+    removed = np.asarray(jax.vmap(jp.sparsity)(start.mask, start.params))
+    if method in ("blocks", "sparse_mup"):  # Some layers stay whole.
+        assert ((removed > 0) & (removed < 0.5)).all()
+    else:
+        np.testing.assert_allclose(removed, 0.5, atol=2e-3)
+    first, second = (
+        np.concatenate([np.ravel(m[i]) for m in jax.tree.leaves(start.mask)])
+        for i in (0, 1)
+    )
+    assert (first != second).any()  # Each seed has its own.
+
+
+@pytest.mark.parametrize("method", ["snip", "force", "iterative_snip", "blocks"])
+def test_inverted_scores_keep_other_weights(method, small):
+    found = METHODS[method].start(small, 0.5).mask
+    other = CHECKS["inverted"](small, METHODS[method].start, 0.5).mask
+    pairs = zip(*map(jax.tree.leaves, (found, other)), strict=True)
+    kept = [(np.asarray(a), np.asarray(b)) for a, b in pairs if a.ndim == 3]
+    both = sum((a & b).sum() for a, b in kept) / sum(a.sum() for a, _ in kept)
+    assert both < 0.5
 
 
 def test_independent_k_starts_trains_every_masked_network_alone(small):
