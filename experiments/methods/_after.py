@@ -13,13 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 import jaxprune as jp
-from experiments.methods._start import (
-    Choose,
-    Score,
-    Setup,
-    Start,
-    StartFn,
-)
+from experiments.methods._start import Choose, Score, Setup, Start, StartFn
 
 if TYPE_CHECKING:
     from experiments.models import Network

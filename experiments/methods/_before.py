@@ -16,14 +16,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxprune as jp
-from experiments.methods._start import (
-    Choose,
-    Recipe,
-    Score,
-    Setup,
-    Start,
-    StartFn,
-)
+from experiments.methods._start import Choose, Recipe, Score, Setup, Start, StartFn
 
 if TYPE_CHECKING:
     from experiments.lab import Lab

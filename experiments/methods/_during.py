@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,7 @@ import optax
 
 import jaxprune as jp
 from experiments.methods._before import static
-from experiments.methods._start import (
-    Forward,
-    Recipe,
-    Setup,
-    Start,
-    StartFn,
-    keep,
-)
-
-if TYPE_CHECKING:
-    pass
+from experiments.methods._start import Forward, Recipe, Setup, Start, StartFn, keep
 
 
 def during(
@@ -42,7 +32,7 @@ def during(
 
 
 def window(setup: Setup) -> tuple[int, int]:
-    """The steps at which pruning in training begins and ends: due ones."""
+    """The steps at which pruning in training begins and ends; masks are due at both."""
     every = setup.options.every
     begin = max(1, round(setup.options.select_at * setup.steps))
     end = max(every, round(setup.options.until * setup.steps) // every * every)
@@ -112,10 +102,8 @@ def k_starts_dissipating(setup: Setup, tx: Any, sparsity: Any, key: Any) -> Any:
     then = optax.schedules.join_schedules([lambda _: 0.0, ramp], [begin + 1])
     return optax.chain(
         tx,
-        optax.chain(
-            jp.k_starts(key, setup.options.k, first, select_at=begin),
-            jp.dissipating(then, every=setup.options.every, until=end),
-        ),
+        jp.k_starts(key, setup.options.k, first, select_at=begin),
+        jp.dissipating(then, every=setup.options.every, until=end),
     )
 
 

@@ -13,11 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from experiments.methods._start import (
-    Start,
-    stacked,
-    unstacked,
-)
+from experiments.methods._start import Start, stacked, unstacked
 
 if TYPE_CHECKING:
     from experiments.lab import Lab
