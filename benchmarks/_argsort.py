@@ -58,7 +58,7 @@ def gradual(schedule: optax.Schedule) -> NewMask:
         del gradient
         kept = 1 - schedule(count)
         return _each(
-            lambda p, m: _first(jnp.abs(p), jnp.round(kept * p.size)), params, mask
+            lambda p, m: first(jnp.abs(p), jnp.round(kept * p.size)), params, mask
         )
 
     return new_mask
@@ -96,11 +96,12 @@ def _moved(
 ) -> jax.Array:
     active = mask.sum()
     dropped = jnp.round(fraction * active)
-    kept = _first(jnp.where(mask, jnp.abs(weights), -1.0), active - dropped)
-    return kept | _first(jnp.where(mask, -1.0, growth), dropped)
+    kept = first(jnp.where(mask, jnp.abs(weights), -1.0), active - dropped)
+    return kept | first(jnp.where(mask, -1.0, growth), dropped)
 
 
-def _first(scores: jax.Array, count: Any) -> jax.Array:
+def first(scores: jax.Array, count: Any) -> jax.Array:
+    """The mask of the ``count`` largest scores of a leaf, by an argsort."""
     order = jnp.argsort(-scores.ravel())
     flat = jnp.zeros(scores.size, bool).at[order].set(jnp.arange(scores.size) < count)
     return flat.reshape(scores.shape)

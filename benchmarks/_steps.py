@@ -1,4 +1,4 @@
-"""A train step that a benchmark calls over and over, on the state it left."""
+"""A train step, and one that a benchmark calls over and over, on the state it left."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,20 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks._models import Problem
+
+
+def step_fn(
+    loss: Callable[..., jax.Array], tx: optax.GradientTransformation
+) -> Callable[..., tuple[Any, Any]]:
+    """Builds ``step(params, opt_state, *batch) -> (params, opt_state)``."""
+    gradient_fn = jax.grad(loss)
+
+    def step(params: Any, opt_state: Any, *batch: Any) -> tuple[Any, Any]:
+        gradient = gradient_fn(params, *batch)
+        updates, opt_state = tx.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    return step
 
 
 def train_step(
@@ -28,13 +42,7 @@ def train_step(
       seeds: so many networks, each with a batch of its own, in one vmapped step; None
         is one, without vmap.
     """
-    gradient_fn = jax.grad(problem.loss if loss is None else loss)
-
-    def step(params: Any, opt_state: Any, *batch: Any) -> tuple[Any, Any]:
-        gradient = gradient_fn(params, *batch)
-        updates, opt_state = tx.update(gradient, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
+    step = step_fn(problem.loss if loss is None else loss, tx)
     init, batch = tx.init, problem.batch
     params = jax.tree.map(jnp.copy, problem.params if params is None else params)
     if seeds is not None:

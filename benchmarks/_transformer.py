@@ -1,8 +1,8 @@
 """A decoder-only transformer in plain JAX: a scan over layers, sharded two ways.
 
-Parameters are float32 and computed with in bfloat16, rows over "data" (fully sharded
-data parallel) and columns over "model" (tensor parallel). Layers are stacked along a
-leading axis, so that eighty of them compile like one.
+Parameters are float32 and computed with in bfloat16 unless told otherwise, rows over
+"data" (fully sharded data parallel) and columns over "model" (tensor parallel). Layers
+are stacked along a leading axis, so that eighty of them compile like one.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ class Transformer:
     vocabulary: int
     head_size: int = 128
     tokens: int = 2048
+    dtype: Any = jnp.bfloat16
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every parameter."""
@@ -62,20 +63,36 @@ class Transformer:
         """The mean cross-entropy of the next token, over ``(batch, tokens)`` ids."""
         prefix = "layers/"
         stacked = {k[7:]: v for k, v in params.items() if k.startswith(prefix)}
-        # Cut like the batch: else the layers would follow the table.
-        x = self._placed(params["embedding"].astype(jnp.bfloat16)[tokens])
+        x = self.embedded(params["embedding"], tokens)
 
         def layer(x: jax.Array, weights: Any) -> tuple[jax.Array, None]:
-            w = {k: v.astype(jnp.bfloat16) for k, v in weights.items()}
-            x = x + self._attention(w, _normed(x, w["norm_attention"]))
-            h = _normed(x, w["norm_mlp"])
-            return self._placed(
-                x + (jax.nn.silu(h @ w["gate"]) * (h @ w["up"])) @ w["down"]
-            ), None
+            return self.layer(x, weights), None
 
         x, _ = jax.lax.scan(jax.checkpoint(layer), x, stacked)
-        x = _normed(x, params["norm"][0].astype(jnp.bfloat16))
-        logits = (x @ params["head"].astype(jnp.bfloat16)).astype(jnp.float32)
+        logits = self.logits(x, params["norm"][0], params["head"])
+        return self.cross_entropy(logits, tokens)
+
+    def embedded(self, table: jax.Array, tokens: jax.Array) -> jax.Array:
+        """The tokens' rows of the table, ``(batch, tokens, width)``."""
+        # Cut like the batch: else the layers would follow the table.
+        return self._placed(table.astype(self.dtype)[tokens])
+
+    def layer(self, x: jax.Array, weights: dict[str, jax.Array]) -> jax.Array:
+        """One layer: attention, then the gated MLP."""
+        w = {k: v.astype(self.dtype) for k, v in weights.items()}
+        x = x + self._attention(w, _normed(x, w["norm_attention"]))
+        h = _normed(x, w["norm_mlp"])
+        return self._placed(
+            x + (jax.nn.silu(h @ w["gate"]) * (h @ w["up"])) @ w["down"]
+        )
+
+    def logits(self, x: jax.Array, norm: jax.Array, head: jax.Array) -> jax.Array:
+        """What the last layer's results say of the next token, in float32."""
+        x = _normed(x, norm.astype(self.dtype))
+        return (x @ head.astype(self.dtype)).astype(jnp.float32)
+
+    def cross_entropy(self, logits: jax.Array, tokens: jax.Array) -> jax.Array:
+        """The mean cross-entropy of the token that follows."""
         wanted = jnp.roll(tokens, -1, axis=1)[..., None]
         chosen = jnp.sum(
             jnp.where(jnp.arange(self.vocabulary) == wanted, logits, 0.0), axis=-1
@@ -83,6 +100,8 @@ class Transformer:
         return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - chosen)
 
     def _placed(self, x: jax.Array) -> jax.Array:
+        if jax.sharding.get_abstract_mesh().empty:  # One device.
+            return x
         return jax.lax.with_sharding_constraint(x, P("data", None, None))
 
     def _attention(self, w: dict[str, jax.Array], x: jax.Array) -> jax.Array:

@@ -19,17 +19,14 @@ import dataclasses
 import json
 import os
 import pathlib
-import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import tyro
 
+from benchmarks._apart import run_apart
 from benchmarks._hlo import Collective, total
 from benchmarks._measure import Bar, show
-
-_ROOT = pathlib.Path(__file__).parent.parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,19 +72,12 @@ def run(model: str, devices: int, model_shards: int, *more: str) -> dict[str, An
     """Compiles the programs for one mesh, in a process that has so many devices."""
     flags = os.environ.get("XLA_FLAGS", "")
     flags += f" --xla_force_host_platform_device_count={devices}"
-    command = [sys.executable, "-m", "benchmarks._pod", "--model", model]
-    command += ["--devices", str(devices), "--model-shards", str(model_shards), *more]
-    paths = [str(_ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": flags,
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-    }
-    done = subprocess.run(
-        command, check=True, env=environment, cwd=_ROOT, stdout=subprocess.PIPE
+    return run_apart(
+        "benchmarks._pod",
+        *("--model", model, "--devices", str(devices)),
+        *("--model-shards", str(model_shards), *more),
+        environment={"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
     )
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def rows_of(result: Mapping[str, Any]) -> list[Row]:

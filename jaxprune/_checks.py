@@ -38,6 +38,15 @@ def is_concrete(tree: Any) -> bool:
     )
 
 
+def on_host(tree: Any) -> bool:
+    """Tells whether every leaf's values can be read now, from one CPU device."""
+    if not is_concrete(tree):
+        return False
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    devices = {device for array in arrays for device in array.devices()}
+    return len(devices) <= 1 and all(device.platform == "cpu" for device in devices)
+
+
 def is_floating(leaf: Any) -> bool:
     """Tells whether a leaf is an array of real floating-point numbers."""
     dtype = getattr(leaf, "dtype", None)
@@ -265,8 +274,11 @@ def check_no_nans(tree: Any, name: str) -> None:
     leaves = jax.tree.leaves(tree)
     if not leaves or not is_concrete(leaves):
         return
-    with precision_of(leaves), jax.ensure_compile_time_eval():
-        found = np.asarray(_has_nan(leaves))
+    if on_host(leaves):
+        found = [bool(np.any(np.isnan(np.asarray(leaf)))) for leaf in leaves]
+    else:
+        with precision_of(leaves), jax.ensure_compile_time_eval():
+            found = np.asarray(_has_nan(leaves))
     paths = [p for p, nan in zip(leaf_paths(tree), found, strict=True) if nan]
     if paths:
         raise ValueError(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxprune import _checks
@@ -29,6 +29,13 @@ from jaxprune._density import (
     shape_of,
 )
 from jaxprune._summary import check_concrete, kept_counts
+from jaxprune.jaxpr._control import (
+    inner_jaxprs,
+    open_jaxpr,
+    read_branches,
+    read_manual_axes,
+    read_scan,
+)
 
 
 def cost(fn: Callable[..., Any], params: Any, *inputs: Any, mask: Any = None) -> "Cost":
@@ -93,7 +100,7 @@ def cost(fn: Callable[..., Any], params: Any, *inputs: Any, mask: Any = None) ->
     if mask is not None:
         _checks.check_mask(mask, params)
         check_concrete(mask, "cost")
-        kept = kept_counts(mask)
+        kept = _kept(mask)
     closed = jax.make_jaxpr(fn)(params, *inputs)
     jaxpr, _ = dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals), True)
     weights = [
@@ -155,7 +162,7 @@ def _equation(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
         return _Work(flops, flops * share), [forgotten(values)] * len(eqn.outvars)
     if name in _CONTROL:
         return _CONTROL[name](eqn, values)
-    if _jaxprs(eqn):
+    if inner_jaxprs(eqn):
         return _call(eqn, values)
     return _NO_WORK, densities(eqn, values)
 
@@ -192,10 +199,9 @@ _CONTRACTIONS = {
 
 
 def _scan(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
-    body, length = eqn.params["jaxpr"].jaxpr, eqn.params["length"]
-    first, last = eqn.params["num_consts"], eqn.params["num_carry"]
-    last += first
-    consts, carry, xs = values[:first], values[first:last], values[last:]
+    scan = read_scan(eqn)
+    body, length = open_jaxpr(scan.body)[0], scan.length
+    consts, carry, xs = scan.split(values)
     carry, xs = moved(carry), moved(xs)
     while True:  # A carry keeps its density if the body never raises it.
         work, outputs = _walk(body, [*consts, *carry, *xs])
@@ -217,7 +223,7 @@ def _settled(before: Value, after: Value) -> Value:
 
 
 def _cond(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
-    branches = [_walk(b.jaxpr, values[1:]) for b in eqn.params["branches"]]
+    branches = [_walk(open_jaxpr(b)[0], values[1:]) for b in read_branches(eqn)]
     works = [work for work, _ in branches]
     work = _Work(max(w.flops for w in works), max(w.sparse for w in works))
     outputs = zip(*[outputs for _, outputs in branches], strict=True)
@@ -237,9 +243,8 @@ def _pallas_call(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]
 
 
 def _shard_map(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
-    mesh, new = eqn.params["mesh"], "newly_manual_axes"
-    axes = eqn.params[new if new in eqn.params else "manual_axes"]  # As in jax 0.10.0.
-    return _repeated(eqn, values, math.prod(mesh.shape[axis] for axis in axes))
+    sizes = [eqn.params["mesh"].shape[axis] for axis in read_manual_axes(eqn)]
+    return _repeated(eqn, values, math.prod(sizes))
 
 
 def _repeated(
@@ -261,7 +266,7 @@ _CONTROL = {
 def _call(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
     """Enters the jaxprs in an equation's parameters, whatever the primitive is."""
     flops, sparse, outputs = 0, Fraction(0), [DENSE] * len(eqn.outvars)
-    for jaxpr in _jaxprs(eqn):
+    for jaxpr in inner_jaxprs(eqn):
         same = _ranks(jaxpr.invars) == _ranks(eqn.invars)
         inputs = values if same else [DENSE] * len(jaxpr.invars)
         work, inner = _walk(jaxpr, inputs)
@@ -271,19 +276,9 @@ def _call(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
     return _Work(flops, sparse), outputs
 
 
-def _jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
-    """Finds the jaxprs that an equation runs."""
-    params: Any = list(eqn.params.values())
-    if eqn.primitive.name == "custom_linear_solve":
-        params = eqn.params["jaxprs"].solve  # The others serve its derivatives.
-    found = jax.tree.leaves(params)
-    closed = [f.jaxpr if isinstance(f, ClosedJaxpr) else f for f in found]
-    return [jaxpr for jaxpr in closed if isinstance(jaxpr, Jaxpr)]
-
-
 def _refuse_work(eqn: JaxprEqn, where: str) -> tuple[_Work, list[Value]]:
     """Raises if an equation that runs an unknown number of times has work to do."""
-    work = [_walk(j, [DENSE] * len(j.invars))[0] for j in _jaxprs(eqn)]
+    work = [_walk(j, [DENSE] * len(j.invars))[0] for j in inner_jaxprs(eqn)]
     if any(w.flops for w in work):
         raise ValueError(
             f"fn has a contraction inside {where}, and nothing says how often it runs. "
@@ -295,6 +290,20 @@ def _refuse_work(eqn: JaxprEqn, where: str) -> tuple[_Work, list[Value]]:
 
 def _ranks(atoms: Sequence[Any]) -> list[int]:
     return [len(shape_of(atom)) for atom in atoms]
+
+
+def _kept(mask: Any) -> list[int]:
+    """Counts the kept weights of every leaf; on a single CPU, without compiling."""
+    leaves = jax.tree.leaves(mask)
+    if all(_is_on_host(leaf) for leaf in leaves):
+        return [int(np.count_nonzero(np.asarray(leaf))) for leaf in leaves]
+    return kept_counts(mask)
+
+
+def _is_on_host(leaf: Any) -> bool:
+    if not isinstance(leaf, jax.Array):
+        return True
+    return [device.platform for device in leaf.devices()] == ["cpu"]
 
 
 def _sizes(params: Any) -> list[int]:

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
 
-from jaxprune import _wide
+from jaxprune import _checks, _packing, _wide
 from jaxprune._wide import Wide
 
-_SMALL = 2**16  # Leaves up to this size are counted in one piece.
+_SMALL = 2**16  # Leaves below this size may be moved, and are counted in one piece.
+_LARGE = 2**22  # Leaves from this size on are not copied.
 _SLICE = 8  # Entries summed at a time: XLA fuses short sums, and caches hold them.
 _SHORTEST = 32  # The shortest axis worth walking along.
 _WALKED = 128  # An axis is split further than need be down to this length.
@@ -37,45 +38,46 @@ class Region(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """Leaves of one shape as one array with a leading axis, and who they are.
+    """Leaves of one shape as one array with a leading axis.
 
-    Small leaves of one shape are stacked, so that a tree of hundreds of leaves compiles
-    like one of a few. A large leaf stands alone, where it lies: the axis is only added.
-    The barrier has scores that are still being computed written once, not once a pass.
+    A very large leaf is a stack of its own: it is not copied, the axis is only added.
     """
 
-    scores: jax.Array
+    values: jax.Array
     eligible: jax.Array | None
-    members: tuple[int, ...]  # Positions in the list of leaves.
-    offsets: tuple[int, ...]  # The flat index of each member's first entry.
 
 
-def stacked(
-    leaves: Sequence[jax.Array], eligible: Sequence[jax.Array] | None
-) -> list[Stack]:
-    """Groups the small leaves by shape, and leaves the large ones alone."""
-    offsets = np.cumsum([0, *[leaf.size for leaf in leaves]]).tolist()
+def partition(leaves: Sequence[jax.Array]) -> tuple[list[int], list[list[int]]]:
+    """Says which leaves to pack into rows, and which to stack where they are.
+
+    Small leaves are packed, and larger ones unless devices may share them. A leaf whose
+    type names no mesh is taken for one that a single device holds: if it is not, the
+    result is the same and the leaf is gathered.
+
+    Returns:
+      The positions of the leaves to pack, and those of each stack.
+    """
+    rows: list[int] = []
     groups: dict[Any, list[int]] = {}
     for i, leaf in enumerate(leaves):
-        small = leaf.size < _SMALL
-        groups.setdefault((leaf.shape, _spec(leaf)) if small else i, []).append(i)
-    return [
-        Stack(
-            jax.lax.optimization_barrier(jnp.stack([leaves[i] for i in members])),
-            None if eligible is None else jnp.stack([eligible[i] for i in members]),
-            tuple(members),
-            tuple(offsets[i] for i in members),
-        )
-        for members in groups.values()
-    ]
+        shared = _most_shards(leaf) > 1 or any(_spec(leaf))
+        if leaf.size < (_SMALL if shared else _LARGE) and not any(_spec(leaf)):
+            rows.append(i)
+        else:
+            key = i if leaf.size >= _LARGE else (leaf.shape, _spec(leaf))
+            groups.setdefault(key, []).append(i)
+    return rows, list(groups.values())
 
 
-def unstacked(arrays: Sequence[jax.Array], stacks: Sequence[Stack]) -> list[jax.Array]:
-    """Deals arrays like the stacks back to the leaves, in their order."""
-    leaves: dict[int, jax.Array] = {}
-    for array, stack in zip(arrays, stacks, strict=True):
-        leaves |= {member: array[i] for i, member in enumerate(stack.members)}
-    return [leaves[i] for i in range(len(leaves))]
+def stack(leaves: Sequence[jax.Array], eligible: Sequence[jax.Array] | None) -> Stack:
+    """Stacks leaves of one shape.
+
+    The barrier has scores that are still being computed written once, not once a pass.
+    """
+    return Stack(
+        jax.lax.optimization_barrier(jnp.stack(leaves)),
+        None if eligible is None else jnp.stack(eligible),
+    )
 
 
 def whole(array: jax.Array) -> Region:
@@ -83,22 +85,29 @@ def whole(array: jax.Array) -> Region:
     return Region(array.shape, (0,) * array.ndim, array.shape, _sharding(array))
 
 
-def zero_like(stacks: Sequence[Stack]) -> jax.Array:
+def zero_like(leaves: Sequence[jax.Array]) -> jax.Array:
     """A uint32 zero that varies over the mesh axes that any of the leaves varies over.
 
     Inside ``shard_map`` a loop must start from a state that varies as its results do.
     """
-    types = [jax.typeof(stack.scores).manual_axis_type for stack in stacks]
-    varying = sorted(frozenset().union(*(t.varying for t in types)), key=str)
+    varying = sorted(frozenset().union(*map(varying_axes, leaves)), key=str)
     zero = jnp.uint32(0)
     return jax.lax.pcast(zero, tuple(varying), to="varying") if varying else zero
 
 
+def varying_axes(leaf: jax.Array) -> frozenset[Any]:
+    """The mesh axes of an enclosing ``shard_map`` that an array varies over."""
+    return frozenset(jax.typeof(leaf).manual_axis_type.varying)
+
+
 def precedes(stack: Stack, bound: Wide) -> Callable[[Region], jax.Array]:
-    """Tests which entries of a stack have a flat index in the tree below ``bound``."""
-    size = stack.scores.size // len(stack.members)
-    local = _wide.saturating_subtract(bound, _wide.wide(stack.offsets))
-    local = _wide.minimum(local, _wide.wide(size))
+    """Tests which entries of a stack have a flat index in their leaf below its bound.
+
+    Args:
+      stack: the stack of k leaves.
+      bound: k numbers, at most the size of a leaf.
+    """
+    size = math.prod(stack.values.shape[1:])
 
     def test(region: Region) -> jax.Array:
         shape = region.shape[1:]
@@ -119,74 +128,77 @@ def precedes(stack: Stack, bound: Wide) -> Callable[[Region], jax.Array]:
             else:
                 row = row + position * np.uint32(stride // trailing)
         if trailing == size:
-            return column < local.low.reshape(-1, *[1] * len(shape))
-        giant = Wide(local.high[0], local.low[0])  # It stands alone in its stack.
+            return column < bound.low.reshape(-1, *[1] * len(shape))
+        giant = Wide(bound.high[0], bound.low[0])  # It is alone in its stack.
         quotient, rest = _wide.divide(giant, trailing)
         return (row < quotient.low) | ((row == quotient.low) & (column < rest))
 
     return test
 
 
-def count(
-    stacks: Sequence[Stack], tests: Sequence[Callable[..., Any]], number: int
-) -> list[Wide]:
-    """Counts, for up to three tests at once, the eligible entries that pass.
+def count(stack: Stack, test: Callable[..., Any], number: int) -> list[Wide]:
+    """Counts, for up to three tests at once, the entries of each leaf that pass.
 
     Args:
-      stacks: the leaves, from `stacked`.
-      tests: for each stack a function of a block of scores and its `Region` to
-        ``number`` bool arrays of the block's shape.
+      stack: k leaves.
+      test: a function of a block of values, the same block of ``eligible`` or None,
+        and its `Region`, to ``number`` bool arrays of the block's shape.
       number: how many counts one pass makes; three share a uint32.
 
     Returns:
-      That many counts.
+      For each test k counts.
     """
-    counts = [
-        _count_leaf(stack, test, number)
-        for stack, test in zip(stacks, tests, strict=True)
-    ]
-    totals = [Wide(np.uint32(0), np.uint32(0))] * number
-    small = [c for c in counts if not isinstance(c[0], Wide)]
-    if small:
-        totals = [_wide.total(jnp.stack(c)) for c in zip(*small, strict=True)]
-    for giant in [c for c in counts if isinstance(c[0], Wide)]:
-        totals = [_wide.add(t, c) for t, c in zip(totals, giant, strict=True)]
-    return totals
-
-
-def count_true(leaves: Sequence[jax.Array]) -> Wide:
-    """Counts the True entries of bool leaves."""
-    stacks = stacked(leaves, None)
-    return count(stacks, [lambda block, _: [block]] * len(stacks), 1)[0]
-
-
-def _count_leaf(stack: Stack, test: Callable[..., Any], number: int) -> list[Any]:
-    """Counts within one stack: int32 scalars, or two words each in a giant leaf."""
-    leaf = stack.scores
+    leaf = stack.values
     arrays = (leaf,) if stack.eligible is None else (leaf, stack.eligible)
 
     def passing(blocks: Sequence[jax.Array], region: Region) -> list[jax.Array]:
-        passed = test(blocks[0], region)
-        return passed if len(blocks) == 1 else [p & blocks[1] for p in passed]
+        return test(blocks[0], blocks[1] if len(blocks) > 1 else None, region)
 
-    def summed(counts: jax.Array) -> Any:
-        if leaf.size < 2**31:
-            return jnp.sum(counts, dtype=jnp.int32)
+    def summed(counts: jax.Array) -> Wide:
+        if leaf.size // len(leaf) < 2**31:
+            n = jnp.sum(counts, axis=range(1, counts.ndim), dtype=jnp.uint32)
+            return Wide(jnp.zeros_like(n), n)
         axes = _beyond_a_word(leaf.size, counts.shape)
-        return _wide.total(jnp.sum(counts, axis=axes, dtype=jnp.int32))
+        total = _wide.total(jnp.sum(counts, axis=axes, dtype=jnp.int32))
+        return Wide(total.high[None], total.low[None])
 
-    def fused(*arrays: jax.Array) -> list[Any]:
+    def fused(*arrays: jax.Array) -> list[Wide]:
         return [summed(passed) for passed in passing(arrays, whole(arrays[0]))]
 
     layout = _layout(leaf)
     if layout is None:
         return fused(*arrays)
 
-    def sliced(*arrays: jax.Array) -> list[Any]:
+    def sliced(*arrays: jax.Array) -> list[Wide]:
         counts = _count_in_slices(arrays, layout, passing, number)
         return [summed(c) for c in counts]
 
     return jax.lax.platform_dependent(*arrays, cpu=sliced, default=fused)
+
+
+def count_true(leaves: Sequence[jax.Array]) -> Wide:
+    """Counts the True entries of each bool leaf."""
+    if _checks.on_host(leaves):
+        return _wide.wide([int(np.count_nonzero(leaf)) for leaf in leaves])
+    return _count_true(list(leaves))
+
+
+@jax.jit
+def _count_true(leaves: list[jax.Array]) -> Wide:
+    rows, stacks = partition(leaves)
+    counts = []
+    if rows:
+        counts.append(_packing.count_true([leaves[i] for i in rows]))
+    for members in stacks:
+        group = stack([leaves[i] for i in members], None)
+        counts += count(group, lambda block, *_: [block], 1)
+    return in_order(counts, [rows, *stacks] if rows else stacks)
+
+
+def in_order(counts: Sequence[Wide], positions: Sequence[Sequence[int]]) -> Wide:
+    """Joins the counts of parts into one vector in the order of the leaves."""
+    order = np.argsort(np.concatenate([np.asarray(p) for p in positions]))
+    return jax.tree.map(lambda *words: jnp.concatenate(words)[order], *counts)
 
 
 def _beyond_a_word(size: int, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -6,10 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune import _checks, _counting, _wide
-from jaxprune._placement import placed_like
+from jaxprune import _checks, _counting, _host, _selection, _wide
+from jaxprune._placement import all_true, placed_like
 from jaxprune._prunable import matrices, select_prunable
-from jaxprune._selection import select
 from jaxprune._types import Mask, Params, Prunable, Scores
 from jaxprune._wide import Wide
 
@@ -72,7 +71,7 @@ def global_mask(
             f"leaves, but sparsity={sparsity} keeps only {_wide.to_int(keep)} of "
             f"{size}. Lower one of them."
         )
-    return assemble(scores, flags, _global(chosen, keep, eligible, min_keep), prior)
+    return assemble(scores, flags, _best_of_all(chosen, keep, eligible, min_keep), prior)
 
 
 def layerwise_mask(
@@ -116,7 +115,8 @@ def layerwise_mask(
     counts = [
         keep_count(s, leaf.size) for s, leaf in zip(sparsities, chosen, strict=True)
     ]
-    return assemble(scores, flags, best_of_each(chosen, counts, eligible), prior)
+    keep = _wide.stacked(counts)
+    return assemble(scores, flags, best_of_each(chosen, keep, eligible), prior)
 
 
 def apply_mask(params: Params, mask: Mask) -> Params:
@@ -144,6 +144,8 @@ def apply_mask(params: Params, mask: Mask) -> Params:
     """
     _checks.check_mask(mask, params)
     _checks.check_keeps_something(mask)
+    if _checks.on_host((params, mask)):
+        return jax.tree.map(_host.keep, mask, params)
     return jax.tree.map(lambda p, m: jnp.where(m, p, jnp.zeros_like(p)), params, mask)
 
 
@@ -152,7 +154,7 @@ def keep_at_most(
 ) -> Mask:
     """`global_mask` for a count that is at hand already, static or traced."""
     chosen, eligible = prunable_leaves(scores, flags, prior)
-    return assemble(scores, flags, _global(chosen, keep, eligible, 0), prior)
+    return assemble(scores, flags, _best_of_all(chosen, keep, eligible, 0), prior)
 
 
 def check_scores(scores: Any, prunable: Prunable, prior: Any) -> list[bool]:
@@ -198,42 +200,49 @@ def broadcast_sparsity(sparsity: Any, scores: Any, flags: Sequence[bool]) -> lis
     return [value for value, flag in zip(values, flags, strict=True) if flag]
 
 
+def best_of_each(
+    leaves: list[jax.Array], keep: Wide, eligible: list[jax.Array] | None
+) -> list[jax.Array]:
+    """Marks in each leaf as many of its largest entries as its count says.
+
+    Values on one CPU device are ranked by NumPy: nothing has to be compiled.
+    """
+    if _host.can_rank(leaves, keep, eligible):
+        return _host.best_of_each(leaves, keep, eligible)
+    return _each(leaves, keep, eligible)
+
+
 @jax.jit(static_argnums=3)
-def _global(
+def _all(
     leaves: list[jax.Array],
     keep: Wide,
     eligible: list[jax.Array] | None,
     min_keep: int,
 ) -> list[jax.Array]:
     if not min_keep:
-        return select(leaves, keep, eligible)
+        return _selection.best_of_all(leaves, keep, eligible)
     allowed = eligible or [jnp.ones_like(leaf, dtype=bool) for leaf in leaves]
-    floor = best_of_each(leaves, [_wide.wide(min_keep)] * len(leaves), allowed)
+    least = _wide.wide([min_keep] * len(leaves))
+    floor = _selection.best_of_each(leaves, least, allowed)
     rest = [a & ~f for a, f in zip(allowed, floor, strict=True)]
-    room = _wide.saturating_subtract(keep, _counting.count_true(floor))
-    others = select(leaves, room, rest)
+    kept = _wide.sum_of(_counting.count_true(floor))
+    room = _wide.saturating_subtract(keep, kept)
+    others = _selection.best_of_all(leaves, room, rest)
     return [f | o for f, o in zip(floor, others, strict=True)]
 
 
-@jax.jit
-def best_of_each(
-    leaves: list[jax.Array], keep: list[Wide], eligible: list[jax.Array] | None
+_each = jax.jit(_selection.best_of_each)
+
+
+def _best_of_all(
+    leaves: list[jax.Array],
+    keep: Wide,
+    eligible: list[jax.Array] | None,
+    min_keep: int,
 ) -> list[jax.Array]:
-    """Marks in each leaf as many of its largest entries as its count says."""
-
-    def one(scores: jax.Array, keep: Wide, eligible: jax.Array | None) -> jax.Array:
-        return select([scores], keep, None if eligible is None else [eligible])[0]
-
-    stacks = _counting.stacked(leaves, eligible)
-    masks = []
-    for stack in stacks:
-        counts = [keep[i] for i in stack.members]
-        args = stack.scores, _wide.stacked(counts), stack.eligible
-        if len(counts) == 1:  # A batch of one would still pay for both sides of a cond.
-            masks.append(one(*jax.tree.map(lambda x: x[0], args))[None])
-        else:
-            masks.append(jax.vmap(one)(*args))
-    return _counting.unstacked(masks, stacks)
+    if _host.can_rank(leaves, keep, eligible):
+        return _host.best_of_all(leaves, keep, eligible, min_keep)
+    return _all(leaves, keep, eligible, min_keep)
 
 
 def assemble(
@@ -248,5 +257,5 @@ def assemble(
         if flag:
             result.append(placed_like(next(remaining), leaf))
         else:
-            result.append(jnp.ones_like(leaf, dtype=bool) if old is None else old)
+            result.append(all_true(leaf) if old is None else old)
     return jax.tree.unflatten(structure, result)

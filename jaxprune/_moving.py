@@ -5,15 +5,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from jaxprune import _checks, _counting, _wide
+from jaxprune import _checks, _counting, _selection, _wide
 from jaxprune._due import check_window, when_due
-from jaxprune._masks import best_of_each
 from jaxprune._regrown import check_resettable, check_steady, fresh_where
 from jaxprune._scores import magnitude
 from jaxprune._transforms import enforced, incremented, require_params, zeroed
 from jaxprune._types import Mask, Params, Scores
+
+_GROWN = np.uint8(2)  # Beside 1 for a weight that stays, 0 for one that is pruned.
 
 
 def moving(
@@ -101,24 +103,30 @@ def exchanged(
     taking = [i for i, leaf in enumerate(leaves) if leaf.size]
 
     def parts(tree: Any) -> list[jax.Array]:
-        every = jax.tree.leaves(tree)
-        return [every[i] for i in taking]
+        return _selection.pick(jax.tree.leaves(tree), taking)
 
     kept, pruned = parts(mask), [~leaf for leaf in parts(before)]
-    numbers = [_counting.count_true([leaf]) for leaf in kept]
-    room = [_counting.count_true([leaf]) for leaf in pruned]
-    swapped = [
-        _wide.minimum(_wide.scaled(fraction, number), free)
-        for number, free in zip(numbers, room, strict=True)
-    ]
-    staying = [
-        _wide.subtract(number, move)
-        for number, move in zip(numbers, swapped, strict=True)
-    ]
-    stay = best_of_each(parts(magnitude(params)), staying, kept)
-    grown = best_of_each(parts(growth), swapped, pruned)
-    for i, stays, grows in zip(taking, stay, grown, strict=True):
-        leaves[i], new[i] = stays | grows, grows
+    sizes, gains = parts(magnitude(params)), parts(growth)
+
+    def exchange(members: list[int]) -> list[jax.Array]:
+        pick = _selection.pick
+        stays, grows = pick(kept, members), pick(pruned, members)
+        numbers, room = _counting.count_true(stays), _counting.count_true(grows)
+        moved = jax.vmap(_wide.scaled, (None, 0))(fraction, numbers)
+        moved = _wide.minimum(moved, room)
+        each = np.arange(len(members))
+        left = _wide.subtract(numbers, moved)
+        stay = _selection.mark(pick(sizes, members), left, stays, each)
+        grow = _selection.mark(pick(gains, members), moved, grows, each)
+        marks = [
+            jnp.where(g, _GROWN, s.astype(jnp.uint8))
+            for s, g in zip(stay, grow, strict=True)
+        ]
+        return _selection.deal(marks, pick(sizes, members))
+
+    marks = _selection.apart(sizes, exchange) if taking else []
+    for i, mark in zip(taking, marks, strict=True):
+        leaves[i], new[i] = mark != 0, mark == _GROWN
     return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(structure, new)
 
 

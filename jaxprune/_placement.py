@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxprune import _checks
+from jaxprune import _checks, _host
 
 
 def placed_like(array: jax.Array, leaf: Any) -> jax.Array:
@@ -18,6 +19,11 @@ def placed_like(array: jax.Array, leaf: Any) -> jax.Array:
         return array
     same = array.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
     return array if same else jax.device_put(array, leaf.sharding)
+
+
+def all_true(leaf: Any) -> jax.Array:
+    """A mask of a leaf's shape, where the leaf is, that keeps everything."""
+    return _host.all_true(leaf) if _checks.on_host(leaf) else jnp.ones_like(leaf, bool)
 
 
 def is_cut(sharding: NamedSharding) -> bool:

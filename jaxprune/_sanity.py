@@ -58,8 +58,7 @@ def shuffle_mask(key: jax.Array, mask: Mask) -> Mask:
         )
     # Not the noise that a random mask of the same key was made from.
     noise = random(jax.random.fold_in(key, 1))([m.astype(jnp.float32) for m in filled])
-    counts = [_counting.count_true([m]) for m in filled]
-    drawn = iter(best_of_each(noise, counts, None))
+    drawn = iter(best_of_each(noise, _counting.count_true(filled), None))
     return structure.unflatten(
         placed_like(next(drawn), m) if m.size else m for m in leaves
     )

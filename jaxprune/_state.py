@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import _checks
-from jaxprune._placement import is_cut, placed_like
+from jaxprune._placement import all_true, is_cut, placed_like
 from jaxprune._types import Mask, Params
 
 
@@ -25,7 +25,7 @@ def initial_mask(mask: Mask | None, params: Any) -> Any:
     if not jax.tree.leaves(params):
         return params
     if mask is None:
-        return jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), params)
+        return jax.tree.map(all_true, params)
     mask = narrowed(mask, params)
     _checks.check_mask(mask, params)
     _checks.check_keeps_something(mask)
@@ -60,7 +60,7 @@ def get_mask(opt_state: Any, params: Params) -> Mask:
     """
     states = _mask_states(opt_state)
     _require_states(states)
-    full = jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), params)
+    full = jax.tree.map(all_true, params)
     for state in states:
         widened = _widened(state.mask, full)
         _checks.check_like(widened, full, "mask", "params")

@@ -58,7 +58,7 @@ def sparsity(mask: Any, params: Any = None, *, prunable: Prunable = matrices) ->
             "sparsity has no weights to count: the mask has no leaves, or only empty "
             "ones. Pass the mask that a mask builder returned."
         )
-    kept = _counting.count_true(leaves)
+    kept = _wide.sum_of(_counting.count_true(leaves))
     size = sum(leaf.size for leaf in leaves)
     removed = _wide.to_float(_wide.subtract(_wide.wide(size), kept))
     # XLA divides by a constant as it multiplies by the inverse: 41 / 41 is not 1.
@@ -109,13 +109,17 @@ def summary(params: Any, mask: Any, *, prunable: Prunable = matrices) -> "Summar
     check_concrete(mask, "summary")
     flags = select_prunable(params, prunable)
     leaves = jax.tree.leaves(mask)
-    counts = [_leaf_counts(m) for m in leaves]  # All are started before one is read.
     rows = []
-    for path, leaf, flag, (kept, dead) in zip(
-        _checks.leaf_paths(mask), leaves, flags, counts, strict=True
+    for path, leaf, flag, kept, dead in zip(
+        _checks.leaf_paths(mask),
+        leaves,
+        flags,
+        kept_counts(mask),
+        _dead_units(leaves),
+        strict=True,
     ):
-        total = _total([(_wide.to_int(kept), int(np.size(leaf)))])
-        dead_units = int(dead) if flag and np.ndim(leaf) >= 2 else 0
+        total = _total([(kept, int(np.size(leaf)))])
+        dead_units = dead if flag and np.ndim(leaf) >= 2 else 0
         rows.append(Row(path, tuple(np.shape(leaf)), flag, *total, dead_units))
     return Summary(
         rows=tuple(rows),
@@ -189,8 +193,11 @@ class Summary(NamedTuple):
 
 def kept_counts(mask: Any) -> list[int]:
     """Counts the kept weights of every leaf of a concrete mask, exactly."""
-    counts = [_leaf_counts(m) for m in jax.tree.leaves(mask)]
-    return [_wide.to_int(kept) for kept, _ in counts]
+    leaves = [jnp.asarray(m) for m in jax.tree.leaves(mask)]
+    if not leaves:
+        return []
+    counts = jax.device_get(_counting.count_true(leaves))
+    return [_wide.to_int(_wide.Wide(*n)) for n in zip(*counts, strict=True)]
 
 
 def check_concrete(mask: Any, function: str) -> None:
@@ -205,15 +212,21 @@ def check_concrete(mask: Any, function: str) -> None:
             )
 
 
+def _dead_units(leaves: list[Any]) -> list[int]:
+    """Counts, leaf by leaf, the entries of the last axis that keep no weight."""
+    if _checks.on_host(leaves):
+        return [_dead(np, np.asarray(leaf)) for leaf in leaves]
+    return [int(n) for n in jax.device_get(_all_dead(leaves))]
+
+
 @jax.jit
-def _leaf_counts(leaf: jax.Array) -> tuple[_wide.Wide, Any]:
-    """Counts the kept weights, and the entries of the last axis with none."""
-    if leaf.ndim == 0:
-        leaf = leaf[None]
-    # One axis at a time, the longest first: no partial sum reaches 2**31.
-    along = jnp.sum(leaf, axis=int(np.argmax(leaf.shape)), dtype=jnp.int32)
-    reached = jnp.any(leaf, axis=tuple(range(leaf.ndim - 1)))
-    return _wide.total(along), jnp.sum(~reached, dtype=jnp.int32)
+def _all_dead(leaves: list[Any]) -> list[Any]:
+    return [_dead(jnp, leaf) for leaf in leaves]
+
+
+def _dead(numpy: Any, leaf: Any) -> Any:
+    reached = numpy.any(leaf, axis=tuple(range(leaf.ndim - 1)))
+    return numpy.sum(~reached, dtype=numpy.int32)
 
 
 def _total(counts: Sequence[tuple[int, int]]) -> Total:

@@ -211,7 +211,7 @@ def epi_trigger(
                 f"mask has {len(leaves)} leaves, but init was given "
                 f"{state.layers.size}. Pass masks of the tree that init was given."
             )
-        kept = jnp.stack([_wide.to_float(_counting.count_true([m])) for m in leaves])
+        kept = _wide.to_float(_counting.count_true(leaves))
         total = kept[None] + state.kept
         change = jnp.abs(kept[None] - state.kept) / jnp.maximum(total, 1.0)
         likeness = 1.0 - jnp.mean(change, axis=1, where=state.layers[None])

@@ -31,8 +31,9 @@ def wide(value: int | Sequence[int]) -> Wide:
 
 
 def stacked(numbers: Sequence[Wide]) -> Wide:
-    """Stacks numbers into two vectors of words."""
-    return jax.tree.map(lambda *words: jnp.stack(words), *numbers)
+    """Stacks numbers into two vectors of words; NumPy's if they are known."""
+    known = not any(isinstance(w, jax.Array) for number in numbers for w in number)
+    return jax.tree.map(lambda *words: (np if known else jnp).stack(words), *numbers)
 
 
 def to_int(number: Wide) -> int:
@@ -80,6 +81,31 @@ def minimum(a: Wide, b: Wide) -> Wide:
 def saturating_subtract(a: Wide, b: Wide) -> Wide:
     """Returns max(a - b, 0)."""
     return where(less(a, b), wide(0), subtract(a, b))
+
+
+def sum_of(numbers: Wide) -> Wide:
+    """Adds up a vector of fewer than 2**16 numbers, exactly."""
+    return _carried(jnp.sum(_digits(numbers), axis=1, dtype=_U32))
+
+
+def sums_before(numbers: Wide) -> Wide:
+    """For each entry of a vector of fewer than 2**16 numbers the sum of those before."""
+    until = _carried(jnp.cumsum(_digits(numbers), axis=1, dtype=_U32))
+    return subtract(until, numbers)
+
+
+def _digits(numbers: Wide) -> jax.Array:
+    """Four rows of 16 bits each, lowest first: sums of them cannot overflow."""
+    low, high = numbers.low, numbers.high
+    return jnp.stack([low & 0xFFFF, low >> 16, high & 0xFFFF, high >> 16])
+
+
+def _carried(digits: jax.Array) -> Wide:
+    sums = list(digits)
+    for i in range(3):
+        sums[i + 1] = sums[i + 1] + (sums[i] >> 16)
+        sums[i] = sums[i] & 0xFFFF
+    return Wide((sums[3] << 16) | sums[2], (sums[1] << 16) | sums[0])
 
 
 def total(counts: jax.Array) -> Wide:

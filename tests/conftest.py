@@ -1,16 +1,10 @@
-"""Eight faked devices, quick compilation, strict ranks, trace counts from 0 a test."""
+"""Eight fake devices, quick compilation, strict ranks, trace counts reset per test."""
 
 import os
 
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        # Programs run briefly here, and most of the time goes into compiling them.
-        "--xla_backend_optimization_level=0",
-        "--xla_cpu_use_fusion_emitters=false",
-    ]
-)
+from tests.flags import xla_flags
+
+os.environ["XLA_FLAGS"] = xla_flags()
 
 import chex
 import jax

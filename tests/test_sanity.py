@@ -14,10 +14,11 @@ from tests.helpers import (
     MASK,
     PARAMS,
     assert_pruned_are_zero,
+    jitted,
     kept,
     normal,
     numpy_global_mask,
-    train,
+    training_step,
     types,
 )
 
@@ -89,12 +90,20 @@ def _bits(leaf):
 @pytest.mark.parametrize("optimizer_state", ["reset", "kept"])
 def test_magnitude_pruning_in_rounds_with_rewinding(optimizer_state):
     tx = optax.chain(optax.adamw(0.1, weight_decay=0.1), jp.keep_sparse())
-    saved, _ = train(tx, PARAMS, 2)[-1]  # Not the initial weights: late rewinding.
+    step, traces = jitted(training_step(tx))
+
+    def trained_for(steps, params, state):
+        for _ in range(steps):
+            params, state = step(params, state)
+        return params, state
+
+    # Not the initial weights: late rewinding.
+    saved, _ = trained_for(2, PARAMS, tx.init(PARAMS))
     before = jax.tree.map(np.array, saved)
     weights, state = saved, tx.init(saved)
     mask = jax.tree.map(lambda p: jnp.ones_like(p, bool), saved)
     for sparsity in (0.2, 0.5, 0.8):
-        trained, state = train(tx, weights, 5, state)[-1]
+        trained, state = trained_for(5, weights, state)
         moved = [(trained[n] != before[n])[mask[n]] for n in before]
         assert np.concatenate(moved).all()
         by_hand = numpy_global_mask(
@@ -119,7 +128,8 @@ def test_magnitude_pruning_in_rounds_with_rewinding(optimizer_state):
         if optimizer_state == "reset":
             expected = jax.tree.map(jnp.zeros_like, moments)
         chex.assert_trees_all_equal(optax.tree.get(state, "mu"), expected)
-    last, state = train(tx, weights, 3, state)[-1]
+    last, state = trained_for(3, weights, state)
+    assert len(traces) == 1
     assert_pruned_are_zero(last, mask)
     assert kept((mask["kernel"], mask["head"])) == 18 - round(0.8 * 18)
 

@@ -10,13 +10,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import JaxprEqn, Literal
 
 from jaxprune import _checks
+from jaxprune.jaxpr._control import (
+    CALLS,
+    CUSTOM_DERIVATIVES,
+    open_jaxpr,
+    read_branches,
+    read_call,
+    read_scan,
+)
 from jaxprune.post_training._paths import Atom, Path, follow, sliced, whole
 
-_CALLS = ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint")
-_CUSTOM = ("custom_jvp_call", "custom_vjp_call")
 _PAIRS = ("mul", "div", "select_n")  # By a mask, or a scale.
 
 Statistics = dict[int, jax.Array]
@@ -73,14 +79,13 @@ class Capture:
 
     def _run(
         self,
-        closed: ClosedJaxpr | Jaxpr,
+        closed: Any,
         args: Sequence[Any],
         paths: Sequence[Path | None],
         active: Any,
     ) -> tuple[list[Any], list[Path | None], Statistics]:
         """Runs a jaxpr; also returns the paths of the outputs, and the statistics."""
-        jaxpr = closed.jaxpr if isinstance(closed, ClosedJaxpr) else closed
-        consts = closed.consts if isinstance(closed, ClosedJaxpr) else []
+        jaxpr, consts = open_jaxpr(closed)
         values = dict(zip(jaxpr.constvars, consts, strict=True))
         values |= dict(zip(jaxpr.invars, args, strict=True))
         known = dict(zip(jaxpr.invars, paths, strict=True))
@@ -107,10 +112,8 @@ class Capture:
     ) -> tuple[Sequence[Any], Sequence[Path | None], Statistics]:
         name, at = eqn.primitive.name, eqn.params
         lost = [None] * len(eqn.outvars)
-        if name in _CALLS or name in _CUSTOM:
-            inner = at.get("jaxpr", at.get("call_jaxpr"))
-            if inner is not None:
-                return self._run(inner, args, paths, active)
+        if name in CALLS or name in CUSTOM_DERIVATIVES:
+            return self._run(read_call(eqn), args, paths, active)
         if name == "scan":
             outs, found = self._scan(eqn, args, paths, active)
             return outs, lost, found
@@ -205,9 +208,8 @@ class Capture:
     def _scan(
         self, eqn: JaxprEqn, args: list[Any], paths: list[Path | None], active: Any
     ) -> tuple[Sequence[Any], Statistics]:
-        at, body = eqn.params, eqn.params["jaxpr"]
-        first = at["num_consts"]
-        last = first + at["num_carry"]
+        scan = read_scan(eqn)
+        first, last = scan.consts, scan.consts + scan.carry
         ways = [*paths[:first], *[None] * (last - first)]
         ways += [None if p is None else sliced(p) for p in paths[last:]]
         chosen = self.step is not None and not self._loops
@@ -217,7 +219,7 @@ class Capture:
             index, xs = step
             run = [*args[:first], *carry, *xs]
             on = (index == self.step) if chosen else active
-            outs, _, found = self._run(body, run, ways, on)
+            outs, _, found = self._run(scan.body, run, ways, on)
             total = {k: v + found[k] for k, v in total.items()}
             rest = {k: v for k, v in found.items() if spread(k)}
             return (outs[: last - first], total), (outs[last - first :], rest)
@@ -227,12 +229,12 @@ class Capture:
             return leaf in own and not chosen
 
         self._loops.append(self._loop)
-        index = jnp.arange(at["length"])
+        index = jnp.arange(scan.length)
         begin = args[first:last]
         once = jax.tree.map(lambda x: x[0], (index, args[last:]))
         on = (once[0] == self.step) if chosen else active
         empty = jax.eval_shape(
-            lambda c, s: self._run(body, [*args[:first], *c, *s[1]], ways, on)[2],
+            lambda c, s: self._run(scan.body, [*args[:first], *c, *s[1]], ways, on)[2],
             begin,
             once,
         )
@@ -243,8 +245,8 @@ class Capture:
             turn,
             (begin, total),
             (index, args[last:]),
-            length=at["length"],
-            reverse=at["reverse"],
+            length=scan.length,
+            reverse=scan.reverse,
         )
         self._loops.pop()
         self._loop += not self._loops
@@ -260,7 +262,7 @@ class Capture:
         def runs(body: Any) -> Callable[..., Any]:
             return lambda *xs: self._run(body, xs, paths[1:], active)[::2]
 
-        branches = [runs(body) for body in eqn.params["branches"]]
+        branches = [runs(body) for body in read_branches(eqn)]
         union: dict[int, Any] = {}
         for run in branches:
             union |= jax.eval_shape(run, *args[1:])[1]

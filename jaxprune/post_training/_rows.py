@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune import _checks, _wide
-from jaxprune._placement import gathered, placed_like
+from jaxprune import _checks, _host, _wide
+from jaxprune._placement import all_true, gathered, placed_like
 from jaxprune._prunable import matrices, select_prunable
-from jaxprune._selection import select
+from jaxprune._selection import best_of_all
 from jaxprune._types import Mask, Prunable, Real, Scores
 from jaxprune._wide import Wide
 
@@ -65,7 +65,7 @@ def row_mask(
     paths = _checks.leaf_paths(scores)
     for path, leaf, flag in zip(paths, leaves, flags, strict=True):
         if not flag:
-            masks.append(jnp.ones_like(leaf, dtype=bool))
+            masks.append(all_true(leaf))
             continue
         axes = _axes(axis, path, leaf)
         order = [*(i for i in range(leaf.ndim) if i not in axes), *axes]
@@ -80,9 +80,13 @@ def row_mask(
     return jax.tree.unflatten(structure, masks)
 
 
-@jax.jit
 def _best_of_rows(rows: jax.Array, keep: Wide) -> jax.Array:
-    return jax.vmap(lambda row: select([row], keep)[0])(rows)
+    return _host.best_of_rows(rows, keep) if _checks.on_host(rows) else _each(rows, keep)
+
+
+@jax.jit
+def _each(rows: jax.Array, keep: Wide) -> jax.Array:
+    return jax.vmap(lambda row: best_of_all([row], keep)[0])(rows)
 
 
 def _axes(axis: Any, path: str, leaf: Any) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxprune import _wide
 from jaxprune._n_m import best_of_groups
-from jaxprune._selection import select
+from jaxprune._selection import best_of_all
 
 _dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
 
@@ -32,7 +32,7 @@ def solve(
     dead = jnp.diagonal(products) == 0
     weights = jnp.where(dead[None], 0, weights)
     factor = _factor(jnp.where(jnp.diag(dead), 1, products), damping)
-    kept = jnp.ones_like(weights, dtype=bool)
+    kept = _all_true(weights)
     width = weights.shape[1]
 
     def turn(start: jax.Array | int, size: int, state: tuple) -> tuple:
@@ -58,6 +58,11 @@ def solve(
     return turn(whole * block, rest, state) if rest else state
 
 
+def _all_true(weights: jax.Array) -> jax.Array:
+    """A mask with the sharding of the weights, which a constant would not have."""
+    return jnp.isfinite(weights) | True
+
+
 def _factor(products: jax.Array, damping: float) -> jax.Array:
     r"""The upper U with :math:`U^\top U = H^{-1}`, without inverting H.
 
@@ -81,9 +86,9 @@ def _block(
     width = weights.shape[1]
     if sparsity is not None:
         keep = weights.size - round(sparsity * weights.size)
-        (mask,) = select([jnp.square(weights / diagonal[None])], _wide.wide(keep))
+        (mask,) = best_of_all([jnp.square(weights / diagonal[None])], _wide.wide(keep))
     else:
-        mask = jnp.ones_like(weights, dtype=bool)
+        mask = _all_true(weights)
 
     def column(j: jax.Array, state: tuple) -> tuple:
         weights, mask, errors = state

@@ -12,6 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.jaxpr._control import (
+    CALLS,
+    CHECKPOINTS,
+    read_custom_consts,
+    read_scan,
+    read_while,
+)
 from jaxprune.structured._trace import Step
 
 ADAPTED: dict[str, Callable[..., Any]] = {}
@@ -113,12 +120,12 @@ def _convolution(replay: Any, step: Step, args: list[Any]) -> Sequence[Any]:
     return plain(replay, step, args, feature_group_count=groups)
 
 
-@_adapts("jit", "pjit", "closed_call", "core_call")
+@_adapts(*(CALLS - CHECKPOINTS))
 def _call(replay: Any, step: Step, args: list[Any]) -> Sequence[Any]:
     return replay.run(step.bodies[0], args)
 
 
-@_adapts("remat2", "checkpoint")
+@_adapts(*CHECKPOINTS)
 def _checkpoint(replay: Any, step: Step, args: list[Any]) -> Sequence[Any]:
     at = step.eqn.params
     run = jax.checkpoint(
@@ -131,7 +138,7 @@ def _checkpoint(replay: Any, step: Step, args: list[Any]) -> Sequence[Any]:
 
 @_adapts("custom_jvp_call")
 def _custom_jvp(replay: Any, step: Step, args: list[Any]) -> Sequence[Any]:
-    (body,), count = step.bodies, step.eqn.params["num_consts"]
+    (body,), count = step.bodies, read_custom_consts(step.eqn)
 
     @jax.custom_jvp
     def function(*primals: Any) -> list[Any]:
@@ -153,7 +160,7 @@ def _custom_jvp(replay: Any, step: Step, args: list[Any]) -> Sequence[Any]:
 
 @_adapts("custom_vjp_call")
 def _custom_vjp(replay: Any, step: Step, args: list[Any]) -> Sequence[Any]:
-    (body,), count = step.bodies, step.eqn.params["num_consts"]
+    (body,), count = step.bodies, read_custom_consts(step.eqn)
 
     @jax.custom_vjp
     def function(*primals: Any) -> list[Any]:
@@ -182,34 +189,32 @@ def _no_tangent(array: Any) -> Any:
 
 @_adapts("scan")
 def _scan(replay: Any, step: Step, args: list[Any]) -> Sequence[Any]:
-    at = step.eqn.params
-    first, count = at["num_consts"], at["num_carry"]
-    last = first + count
+    scan = read_scan(step.eqn)
+    consts, start, stacked = scan.split(args)
 
     def turn(carry: Any, xs: Any) -> tuple[list[Any], list[Any]]:
-        found = replay.run(step.bodies[0], [*args[:first], *carry, *xs])
-        return found[:count], found[count:]
+        found = replay.run(step.bodies[0], [*consts, *carry, *xs])
+        return found[: scan.carry], found[scan.carry :]
 
     carry, stacked = jax.lax.scan(
         turn,
-        args[first:last],
-        args[last:],
-        length=at["length"],
-        reverse=at["reverse"],
-        unroll=at["unroll"],
+        start,
+        stacked,
+        length=scan.length,
+        reverse=scan.reverse,
+        unroll=scan.unroll,
     )
     return [*carry, *stacked]
 
 
 @_adapts("while")
 def _while(replay: Any, step: Step, args: list[Any]) -> Sequence[Any]:
-    first = step.eqn.params["cond_nconsts"]
-    last = first + step.eqn.params["body_nconsts"]
+    tests, consts, start = read_while(step.eqn).split(args)
     test, body = step.bodies
     return jax.lax.while_loop(
-        lambda carry: replay.run(test, [*args[:first], *carry])[0],
-        lambda carry: replay.run(body, [*args[first:last], *carry]),
-        args[last:],
+        lambda carry: replay.run(test, [*tests, *carry])[0],
+        lambda carry: replay.run(body, [*consts, *carry]),
+        start,
     )
 
 

@@ -5,33 +5,35 @@ from typing import Any
 
 from jax.extend.core import JaxprEqn
 
+from jaxprune.jaxpr._control import (
+    CALLS,
+    read_branches,
+    read_call,
+    read_scan,
+    read_while,
+)
 from jaxprune.structured._labels import Value
 from jaxprune.structured._moves import rule
-from jaxprune.structured._trace import Entered, Trace, unknown
+from jaxprune.structured._trace import Entered, Trace
 
 
-@rule("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint")
+@rule(*CALLS)
 def _call(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Any:
-    inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-    if inner is None:
-        return unknown(trace, eqn, values)
-    body = trace.walk(inner, values)
+    body = trace.walk(read_call(eqn), values)
     return Entered(body.outputs, (body,))
 
 
 @rule("scan")
 def _scan(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Any:
-    first, count = eqn.params["num_consts"], eqn.params["num_carry"]
-    last = first + count
-    consts, carry, xs = values[:first], values[first:last], values[last:]
+    scan = read_scan(eqn)
+    consts, carry, xs = scan.split(values)
     for x in xs:
         trace.labels.freeze(x.labels[0], "scan runs along it")
     slices = [x._replace(labels=x.labels[1:], zeros=x.zeros[1:]) for x in xs]
-    carry, body = _settled(trace, eqn.params["jaxpr"], consts, carry, slices)
-    length = eqn.params["length"]
+    carry, body = _settled(trace, scan.body, consts, carry, slices)
     stacked = []
-    for y in body.outputs[count:]:
-        along = trace.labels.frozen(length, "scan stacks its results along it")
+    for y in body.outputs[scan.carry :]:
+        along = trace.labels.frozen(scan.length, "scan stacks its results along it")
         zeros = (False, *y.zeros)
         stacked.append(y._replace(labels=(along, *y.labels), zeros=zeros))
     return Entered([*carry, *stacked], (body,))
@@ -39,11 +41,10 @@ def _scan(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Any:
 
 @rule("while")
 def _while(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Any:
-    first = eqn.params["cond_nconsts"]
-    last = first + eqn.params["body_nconsts"]
-    tests, consts, carry = values[:first], values[first:last], values[last:]
-    carry, body = _settled(trace, eqn.params["body_jaxpr"], consts, carry, [])
-    test = trace.walk(eqn.params["cond_jaxpr"], [*tests, *carry])
+    loop = read_while(eqn)
+    tests, consts, carry = loop.split(values)
+    carry, body = _settled(trace, loop.body, consts, carry, [])
+    test = trace.walk(loop.test, [*tests, *carry])
     return Entered(carry, (test, body))
 
 
@@ -72,7 +73,7 @@ def _settled(
 
 @rule("cond")
 def _cond(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Any:
-    bodies = tuple(trace.walk(b, values[1:]) for b in eqn.params["branches"])
+    bodies = tuple(trace.walk(b, values[1:]) for b in read_branches(eqn))
     outputs = list(bodies[0].outputs)
     for body in bodies[1:]:
         for i, found in enumerate(body.outputs):

@@ -10,8 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jax.extend.core import JaxprEqn
 
+from jaxprune.jaxpr._control import (
+    CUSTOM_DERIVATIVES,
+    read_call,
+    read_custom_consts,
+    read_jvp,
+)
 from jaxprune.structured._control import join
 from jaxprune.structured._labels import Value
 from jaxprune.structured._moves import rule
@@ -48,9 +54,9 @@ class Pullback(NamedTuple):
     still: list[bool]
 
 
-@rule("custom_jvp_call", "custom_vjp_call")
+@rule(*CUSTOM_DERIVATIVES)
 def _custom(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Any:
-    body = trace.walk(eqn.params["call_jaxpr"], values)
+    body = trace.walk(read_call(eqn), values)
     if trace.derives:  # A rule may call its own function: it is followed once.
         trace.derives = False
         derivative(trace, eqn, values, body.outputs)
@@ -62,7 +68,7 @@ def derivative(
     trace: Trace, eqn: JaxprEqn, values: Sequence[Value], outputs: Sequence[Value]
 ) -> Any:
     """Walks the derivative rule of an equation: `Tangents` or `Pullback`."""
-    constants = eqn.params["num_consts"]
+    constants = read_custom_consts(eqn)
     primals, atoms = values[constants:], eqn.invars[constants:]
     fixed = [not _is_differentiable(atom) for atom in atoms]
     if eqn.primitive.name == "custom_jvp_call":
@@ -81,10 +87,10 @@ def _tangents(
     fixed: list[bool],
     outputs: Sequence[Value],
 ) -> Tangents:
-    jaxpr, consts, still = eqn.params["jvp_jaxpr_fun"].call_wrapped(*fixed)
-    body = trace.walk(ClosedJaxpr(jaxpr, consts), [*primals, *_without(primals, fixed)])
+    rule_jaxpr, still = read_jvp(eqn, fixed)
+    body = trace.walk(rule_jaxpr, [*primals, *_without(primals, fixed)])
     _join_all(trace, body.outputs, [*outputs, *_without(outputs, still)])
-    return Tangents(body, fixed, list(still))
+    return Tangents(body, fixed, still)
 
 
 def _pullback(
@@ -106,9 +112,9 @@ def _pullback(
 
 def _pullback_jaxprs(
     eqn: JaxprEqn, fixed: list[bool], still: list[bool]
-) -> tuple[ClosedJaxpr, ClosedJaxpr]:
+) -> tuple[Any, Any]:
     """The two rules as jaxprs at full size, the residuals between them."""
-    constants = eqn.params["num_consts"]
+    constants = read_custom_consts(eqn)
     kinds: list[Any] = [atom.aval for atom in (*eqn.invars, *eqn.outvars)]
     given, kinds = kinds[:constants], kinds[constants:]
     avals, results = kinds[: len(fixed)], kinds[len(fixed) :]

@@ -10,7 +10,7 @@ from jaxprune.structured._trace import Trace, shape_of, unknown
 
 # Elementwise, and f(0, ..., 0) = 0: removed positions stay 0 if all operands are.
 _KEEPING = (
-    "abs add add_any asin asinh atan atan2 atanh bessel_i1e cbrt ceil conj "
+    "abs add add_any asin asinh atan atan2 atanh bessel_i1e cbrt ceil complex conj "
     "convert_element_type copy copy_p device_put erf erf_inv expm1 floor imag log1p "
     "max min name neg pvary real reduce_precision reshard round sharding_constraint "
     "sign sin sinh sqrt square stop_gradient sub tan tanh xor or"
@@ -18,9 +18,11 @@ _KEEPING = (
 # A product is 0 where one factor is.
 _PRODUCTS = "mul and"
 _FORGETTING = (
-    "acos acosh clamp cos cosh digamma eq erfc exp exp2 ge gt is_finite le lgamma log "
-    "logistic lt ne nextafter not polygamma pow population_count rsqrt shift_left "
-    "shift_right_arithmetic shift_right_logical eq_to le_to lt_to"
+    "acos acosh bessel_i0e clamp clz cos cosh digamma eq eq_to erfc exp exp2 ge gt "
+    "igamma igamma_grad_a igammac is_finite le le_to lgamma log log2 logistic lt lt_to "
+    "ne nextafter not one_minus_square polygamma polynomial pow population_count "
+    "regularized_incomplete_beta rsqrt shift_left shift_right_arithmetic "
+    "shift_right_logical zeta"
 )
 
 

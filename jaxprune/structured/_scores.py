@@ -1,5 +1,7 @@
 """Scores of channels, from scores of weights."""
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import _checks
-from jaxprune.structured._groups import Group, Member, check_groups, check_member
+from jaxprune.structured._groups import Group, check_groups, check_member
 
 _REDUCTIONS = ("sum", "abs_sum", "l2", "mean")
 _MEMBERS = ("producers", "all")
@@ -97,10 +99,13 @@ def _scored(
         leaf = leaves[member.path]
         _checks.check_floating({member.path: leaf}, "scores")
         check_member(jnp.shape(leaf), member, group, "scores")
-        weights = _weights(jnp.asarray(leaf), member)
-        weights = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
-        count += weights.shape[1]
-        total = total + jnp.sum(weights**2 if reduce == "l2" else weights, axis=1)
+        found = _channel_sums(leaf, member.index, member.axis, reduce == "l2")
+        total = total + found
+        count += (
+            math.prod(jnp.shape(leaf))
+            // jnp.shape(leaf)[member.axis]
+            * (member.index.shape[1])
+        )
     if reduce == "l2":
         return jnp.sqrt(total)
     if reduce == "mean":
@@ -108,7 +113,13 @@ def _scored(
     return jnp.abs(total) if reduce == "abs_sum" else total
 
 
-def _weights(leaf: jax.Array, member: Member) -> jax.Array:
-    """Lays out a member's weights as one row a channel."""
-    rows = jnp.take(jnp.moveaxis(leaf, member.axis, 0), member.index, axis=0)
-    return rows.reshape(len(member.index), -1)
+@functools.partial(jax.jit, static_argnames=("axis", "squared"))
+def _channel_sums(leaf: Any, index: Any, axis: int, squared: bool) -> jax.Array:
+    """Sums a member's weights, or their squares, channel by channel.
+
+    Leaves of one shape share one compiled program.
+    """
+    leaf = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    others = tuple(i for i in range(leaf.ndim) if i != axis)
+    sums = jnp.sum(leaf**2 if squared else leaf, axis=others)
+    return jnp.sum(jnp.take(sums, index, axis=0), axis=1)

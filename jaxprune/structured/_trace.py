@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from jaxprune import _checks
+from jaxprune.jaxpr._control import open_jaxpr
 from jaxprune.structured._even import Even, even_axes
 from jaxprune.structured._labels import ONE, Labels, Value
 
@@ -103,10 +104,9 @@ class Trace:
         if self.derives:
             self.consumed[labels[(0 < labels) & (labels < self.owned)]] = True
 
-    def walk(self, closed: ClosedJaxpr | Jaxpr, inputs: Sequence[Value]) -> Body:
+    def walk(self, closed: Any, inputs: Sequence[Value]) -> Body:
         """Follows labels through a jaxpr."""
-        jaxpr = closed.jaxpr if isinstance(closed, ClosedJaxpr) else closed
-        consts = tuple(closed.consts) if isinstance(closed, ClosedJaxpr) else ()
+        jaxpr, consts = open_jaxpr(closed)
         const_values = tuple(self._constant(c) for c in consts)
         known = dict(zip(jaxpr.constvars, const_values, strict=True))
         known.update(zip(jaxpr.invars, inputs, strict=True))
@@ -122,7 +122,9 @@ class Trace:
                 even[eqn.outvars[0]] = even_axes(eqn, values, even)
             steps.append(Step(eqn, tuple(values), tuple(outputs), bodies))
         outputs = tuple(self._read(atom, known) for atom in jaxpr.outvars)
-        return Body(jaxpr, consts, const_values, tuple(inputs), tuple(steps), outputs)
+        return Body(
+            jaxpr, tuple(consts), const_values, tuple(inputs), tuple(steps), outputs
+        )
 
     def _read(self, atom: Any, known: dict[Any, Value]) -> Value:
         return self._constant(atom.val) if isinstance(atom, Literal) else known[atom]
@@ -189,7 +191,7 @@ def _freedom(trace: Trace) -> int:
 
 
 def _follow(
-    closed: ClosedJaxpr,
+    closed: Any,
     out: Any,
     params: Any,
     inputs: Sequence[Any],

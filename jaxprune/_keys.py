@@ -1,0 +1,57 @@
+"""Floats as unsigned integers of the same order, so that a threshold is found bit by bit.
+
+Key 0 marks an entry that does not take part, key 1 a NaN. Every number ranks above
+both, -inf first, and -0.0 has the key of 0.0.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ABSENT, NAN = 0, 1
+
+
+def common_dtype(leaves: Any) -> Any:
+    """The float that holds every leaf's values exactly, of at least 16 bits."""
+    dtypes = {np.dtype(leaf.dtype) for leaf in leaves}
+    if np.dtype(np.float64) in dtypes:
+        return np.dtype(np.float64)
+    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+    return np.dtype(np.float32) if jnp.finfo(dtype).bits < 16 else dtype
+
+
+def bits_of(dtype: Any) -> int:
+    """The number of bits of a float dtype, and so of its keys."""
+    return int(jnp.finfo(dtype).bits)
+
+
+def to_keys(values: jax.Array, eligible: jax.Array | None) -> jax.Array:
+    """Maps floats to keys; entries that are not eligible become `ABSENT`."""
+    signed = jax.lax.bitcast_convert_type(values, jnp.dtype(f"int{_bits(values)}"))
+    keys = _ordered(jnp, signed, values.dtype)
+    return keys if eligible is None else jnp.where(eligible, keys, keys.dtype.type(0))
+
+
+def to_host_keys(values: np.ndarray, eligible: np.ndarray | None) -> np.ndarray:
+    """`to_keys` of a NumPy array, without a compilation."""
+    signed = np.ascontiguousarray(values).view(f"int{_bits(values)}")
+    keys = _ordered(np, signed, values.dtype)
+    return keys if eligible is None else np.where(eligible, keys, keys.dtype.type(0))
+
+
+def _ordered(numpy: Any, signed: Any, dtype: Any) -> Any:
+    r"""Two's complement in place of sign and magnitude, then the sign bit flipped."""
+    bits = bits_of(dtype)
+    integer, unsigned = signed.dtype.type, np.dtype(f"uint{bits}").type
+    infinity = int(np.asarray(np.inf, dtype).view(f"int{bits}"))
+    negative = signed >> integer(bits - 1)  # -1 or 0.
+    magnitude = signed & integer(2 ** (bits - 1) - 1)
+    ordered = ((magnitude ^ negative) - negative).astype(unsigned)
+    keys = ordered ^ unsigned(2 ** (bits - 1))
+    return numpy.where(magnitude > integer(infinity), unsigned(NAN), keys)
+
+
+def _bits(values: Any) -> int:
+    return bits_of(values.dtype)

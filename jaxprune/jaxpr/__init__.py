@@ -1,0 +1,1 @@
+"""What every reader of a jaxpr needs: how equations run other jaxprs."""
