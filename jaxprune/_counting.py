@@ -19,7 +19,7 @@ from jax.sharding import AxisType
 from jaxprune import _checks, _packing, _wide
 from jaxprune._wide import Wide
 
-_SMALL = 2**16  # Leaves below this size may be moved, and are counted in one piece.
+_SMALL = 2**16  # Leaves up to this size are counted in one piece.
 _LARGE = 2**22  # Leaves from this size on are not copied.
 _SLICE = 8  # Entries summed at a time: XLA fuses short sums, and caches hold them.
 _SHORTEST = 32  # The shortest axis worth walking along.
@@ -50,7 +50,7 @@ class Stack(NamedTuple):
 def partition(leaves: Sequence[jax.Array]) -> tuple[list[int], list[list[int]]]:
     """Says which leaves to pack into rows, and which to stack where they are.
 
-    Small leaves are packed, and larger ones unless devices may share them. A leaf whose
+    Leaves are packed unless they are very large or devices may share them. A leaf whose
     type names no mesh is taken for one that a single device holds: if it is not, the
     result is the same and the leaf is gathered.
 
@@ -60,8 +60,7 @@ def partition(leaves: Sequence[jax.Array]) -> tuple[list[int], list[list[int]]]:
     rows: list[int] = []
     groups: dict[Any, list[int]] = {}
     for i, leaf in enumerate(leaves):
-        shared = _most_shards(leaf) > 1 or any(_spec(leaf))
-        if leaf.size < (_SMALL if shared else _LARGE) and not any(_spec(leaf)):
+        if leaf.size < _LARGE and not _may_be_shared(leaf):
             rows.append(i)
         else:
             key = i if leaf.size >= _LARGE else (leaf.shape, _spec(leaf))
@@ -253,6 +252,11 @@ def _shards(leaf: jax.Array, axis: int) -> int:
     names = names if isinstance(names, tuple) else (names,)
     mesh = jax.typeof(leaf).sharding.mesh
     return math.prod(mesh.shape[name] for name in names if isinstance(name, str))
+
+
+def _may_be_shared(leaf: jax.Array) -> bool:
+    """Tells whether the type of a leaf names a mesh of several devices."""
+    return _most_shards(leaf) > 1 or any(axis is not None for axis in _spec(leaf))
 
 
 def _most_shards(leaf: jax.Array) -> int:

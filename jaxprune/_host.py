@@ -51,12 +51,16 @@ def best_of_each(
 ) -> list[jax.Array]:
     """Marks in each leaf as many of its largest entries as its count says."""
     keys = _host_keys(leaves, eligible)
-    counts = [_wide.to_int(Wide(*words)) for words in zip(*map(np.asarray, keep), strict=True)]
+    counts = [
+        _wide.to_int(Wide(*words)) for words in zip(*map(np.asarray, keep), strict=True)
+    ]
     chosen = [_best(k.reshape(1, -1), n) for k, n in zip(keys, counts, strict=True)]
     return _like(leaves, chosen)
 
 
-def _host_keys(leaves: Sequence[Any], eligible: Sequence[Any] | None) -> list[np.ndarray]:
+def _host_keys(
+    leaves: Sequence[Any], eligible: Sequence[Any] | None
+) -> list[np.ndarray]:
     dtype = _keys.common_dtype(leaves)
     flags = [None] * len(leaves) if eligible is None else map(np.asarray, eligible)
     return [

@@ -1,4 +1,4 @@
-"""Floats as unsigned integers of the same order, so that a threshold is found bit by bit.
+"""Floats as unsigned integers of the same order: a threshold is found bit by bit.
 
 Key 0 marks an entry that does not take part, key 1 a NaN. Every number ranks above
 both, -inf first, and -0.0 has the key of 0.0.

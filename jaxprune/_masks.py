@@ -71,7 +71,9 @@ def global_mask(
             f"leaves, but sparsity={sparsity} keeps only {_wide.to_int(keep)} of "
             f"{size}. Lower one of them."
         )
-    return assemble(scores, flags, _best_of_all(chosen, keep, eligible, min_keep), prior)
+    return assemble(
+        scores, flags, _best_of_all(chosen, keep, eligible, min_keep), prior
+    )
 
 
 def layerwise_mask(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import _keys, _wide
+from jaxprune import _keys
 from jaxprune._wide import Wide
 
 _LONGEST, _SHORTEST = 4096, 128  # Entries of a row.
@@ -58,7 +58,7 @@ def count_true(leaves: Sequence[jax.Array]) -> Wide:
 def _matrix(
     leaves: Sequence[jax.Array], dtype: Any
 ) -> tuple[jax.Array, np.ndarray, jax.Array]:
-    """The rows of all leaves, the leaf of each row, and which entries are no padding."""
+    """The rows of all leaves, the leaf of each row, and the entries not padding."""
     sizes = np.array([leaf.size for leaf in leaves])
     width = _LONGEST
     while width > _SHORTEST and width * len(sizes) > sizes.sum():
@@ -78,7 +78,9 @@ def _matrix(
 
 def count_reached(rows: Rows, candidates: Sequence[jax.Array]) -> list[Wide]:
     """Counts, for up to three candidates a leaf, its keys that reach them."""
-    counts = _row_counts(rows.keys, [c[rows.owner] for c in candidates], jnp.greater_equal)
+    counts = _row_counts(
+        rows.keys, [c[rows.owner] for c in candidates], jnp.greater_equal
+    )
     return [Wide(jnp.zeros_like(n), n) for n in map(_per_leaf(rows), counts)]
 
 
@@ -90,7 +92,7 @@ def count_equal(rows: Rows, key: jax.Array) -> Wide:
 
 
 def choose(rows: Rows, key: jax.Array, room: Wide) -> jax.Array:
-    """Marks the keys above each leaf's key, and the first ``room`` of those equal to it.
+    """Marks the keys above each leaf's key, and the first ``room`` of its equals.
 
     Whole rows of ties are let in until the room is too small for the next: within that
     row of each leaf the position is found at which the room is used up.
@@ -111,7 +113,9 @@ def choose(rows: Rows, key: jax.Array, room: Wide) -> jax.Array:
     edge = jnp.maximum(edge, 0)  # A leaf without rows has none.
     rank = _prefix_counts(keys[edge] == key[:, None])
     inside = jnp.sum(rank <= admitted[edge][:, None], axis=1, dtype=jnp.int32)
-    bound = jnp.where(admitted == ties, width, jnp.where(admitted == 0, 0, inside[owner]))
+    bound = jnp.where(
+        admitted == ties, width, jnp.where(admitted == 0, 0, inside[owner])
+    )
 
     key = key[owner][:, None]
     position = jax.lax.broadcasted_iota(jnp.int32, keys.shape, 1)
@@ -141,7 +145,9 @@ def _row_counts(keys: jax.Array, bounds: Sequence[jax.Array], test: Any) -> list
     """Counts in every row the keys that pass a test against the row's bounds."""
 
     def fused(keys: jax.Array, *bounds: jax.Array) -> list[jax.Array]:
-        return [jnp.sum(test(keys, b[:, None]), axis=1, dtype=jnp.uint32) for b in bounds]
+        return [
+            jnp.sum(test(keys, b[:, None]), axis=1, dtype=jnp.uint32) for b in bounds
+        ]
 
     def sliced(keys: jax.Array, *bounds: jax.Array) -> list[jax.Array]:
         lanes = keys.reshape(len(keys), -1, _LANES)

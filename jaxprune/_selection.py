@@ -132,9 +132,7 @@ def mark(
                 per_part(part, np.asarray(members))
                 for part, members in zip(parts, positions, strict=True)
             ]
-            return [
-                _counting.in_order(c, positions) for c in zip(*counts, strict=True)
-            ]
+            return [_counting.in_order(c, positions) for c in zip(*counts, strict=True)]
 
         key, above = _threshold(leaves, keep, count, group, dtype)
         (ties,) = count(lambda part, members: [_ties(part, key[group[members]])])
@@ -184,7 +182,9 @@ def _threshold(
         shift = (bits - 2 - 2 * i).astype(unsigned)
         candidates = [key + (unsigned(j) << shift) for j in (1, 2, 3)]
         counts = count(
-            lambda part, members: _reached(part, [c[group[members]] for c in candidates])
+            lambda part, members: _reached(
+                part, [c[group[members]] for c in candidates]
+            )
         )
         totals = [_grouped(n, group) for n in counts]
         for candidate, n in zip(candidates, totals, strict=True):

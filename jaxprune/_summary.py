@@ -215,7 +215,7 @@ def check_concrete(mask: Any, function: str) -> None:
 def _dead_units(leaves: list[Any]) -> list[int]:
     """Counts, leaf by leaf, the entries of the last axis that keep no weight."""
     if _checks.on_host(leaves):
-        return [_dead(np, np.asarray(leaf)) for leaf in leaves]
+        return [int(_dead(np, np.asarray(leaf))) for leaf in leaves]
     return [int(n) for n in jax.device_get(_all_dead(leaves))]
 
 

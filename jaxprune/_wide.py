@@ -89,7 +89,7 @@ def sum_of(numbers: Wide) -> Wide:
 
 
 def sums_before(numbers: Wide) -> Wide:
-    """For each entry of a vector of fewer than 2**16 numbers the sum of those before."""
+    """Adds up, for each of fewer than 2**16 numbers, those before it."""
     until = _carried(jnp.cumsum(_digits(numbers), axis=1, dtype=_U32))
     return subtract(until, numbers)
 

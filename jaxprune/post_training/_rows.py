@@ -81,7 +81,9 @@ def row_mask(
 
 
 def _best_of_rows(rows: jax.Array, keep: Wide) -> jax.Array:
-    return _host.best_of_rows(rows, keep) if _checks.on_host(rows) else _each(rows, keep)
+    return (
+        _host.best_of_rows(rows, keep) if _checks.on_host(rows) else _each(rows, keep)
+    )
 
 
 @jax.jit
