@@ -1,4 +1,4 @@
-"""Images on the device, split once, as bytes; what a training step makes of them."""
+"""Data sets: images as bytes, split once, and how a training step prepares them."""
 
 import dataclasses
 import logging
@@ -16,7 +16,7 @@ Examples: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
 class DatasetMissingError(Exception):
-    """There is no such data set where it was looked for."""
+    """The data set was not found where the config says."""
 
 
 class Split(NamedTuple):
@@ -48,13 +48,13 @@ class Dataset:
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: len(split.labels) for name, split in splits.items()}
 
-    def standardise(self, images: jax.Array) -> jax.Array:
+    def standardize(self, images: jax.Array) -> jax.Array:
         """Makes images ``[N, ...]`` float32 of mean 0 and deviation 1."""
         return (images.astype(jnp.float32) - self.mean) / self.std
 
 
 def load(config: Data) -> Dataset:
-    """Loads a data set onto the device; as `read` else."""
+    """Loads a data set onto the device; otherwise like `read`."""
     return jax.tree.map(jnp.asarray, read(config))
 
 
@@ -91,7 +91,7 @@ def balanced(split: Split, per_class: int, key: jax.Array) -> Split:
 
 
 def augment(key: jax.Array, images: jax.Array, padding: int = 4) -> jax.Array:
-    """Crops a padded image at random and mirrors every other one, image by image."""
+    """Crops a padded image at random and mirrors half of them, image by image."""
     crop_key, flip_key = jax.random.split(key)
     corners = jax.random.randint(crop_key, (len(images), 2), 0, 2 * padding + 1)
     flips = jax.random.bernoulli(flip_key, shape=(len(images),))

@@ -3,31 +3,29 @@
 Every option of `experiments.config` is a flag: ``digits --help`` lists them.
 """
 
-import json
 import pathlib
 import pkgutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import import_module
 
 import jax
 import rich
-import rich.progress
 import tyro
+from rich.markdown import Markdown
 
-from experiments import configs, plots, results, rounds, scale, tables
-from experiments.compare import Run, compare, plan
+from experiments import comparison, configs, gradient_flow, mesh, records, report
 from experiments.config import Config, Rounds, Scaled
 from experiments.data import Dataset, DatasetMissingError, load, read
+from experiments.log import bar
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs one experiment from a command line."""
     args = sys.argv[1:] if args is None else args
     config = tyro.extras.overridable_config_cli(
-        _configs(), args=args, prog="python -m experiments.run"
+        find_configs(), args=args, prog="python -m experiments.run"
     )
     workdir = config.workdir or pathlib.Path("runs", args[0])
     if isinstance(config, Scaled) and config.parallel.distributed:
@@ -49,9 +47,9 @@ def main(args: Sequence[str] | None = None) -> None:
         )
     workdir.mkdir(parents=True, exist_ok=True)
     if isinstance(config, Scaled):
-        run_scaled(config, dataset, workdir)
+        run_mesh(config, dataset, workdir)
     elif isinstance(config, Rounds):
-        run_rounds(args[0], config, dataset, workdir)
+        run_gradient_flow(args[0], config, dataset, workdir)
     else:
         run_comparison(args[0], config, dataset, workdir)
 
@@ -59,96 +57,68 @@ def main(args: Sequence[str] | None = None) -> None:
 def run_comparison(
     name: str, config: Config, dataset: Dataset, workdir: pathlib.Path
 ) -> None:
-    """Compares the methods; writes and prints what was found."""
-    report = run(name, config, dataset, workdir)
-    results.write(workdir / "results.json", results.to_json(report))
-    results.write(workdir / "accuracy.png", plots.accuracy(report))
-    results.write(workdir / "density.png", plots.density(report))
-    rich.print(*tables.accuracies(report), sep="\n")
-    rich.print(
-        f"{report.seconds:.0f} s. Written to {workdir}: results.json, accuracy.png, "
-        "density.png"
-    )
+    """Compares methods behind a progress bar; writes and prints the results."""
+    environment = records.environment()  # As it is when the run begins.
+    with bar("epochs", config.epochs * len(comparison.plan(config))) as show:
+        found = comparison.compare(
+            config,
+            dataset,
+            workdir / "runs",
+            lambda run, n: show(
+                advance=n, description=f"{run.method} {run.sparsity:g} {run.variant}"
+            ),
+        )
+    content = records.summary(name, config, environment, dataset, found)
+    _publish(workdir, report.comparison(content))
 
 
-def run(
-    name: str, config: Config, dataset: Dataset, workdir: pathlib.Path
-) -> results.Report:
-    """Compares the methods behind a progress bar."""
-    environment = results.environment()  # As it is when the run begins.
-    with _progress() as progress:
-        bar = progress.add_task("compiling", total=config.epochs * len(plan(config)))
-
-        def on_epoch(run: Run, epochs: int) -> None:
-            words = f"{run.method} {run.sparsity:g} {run.variant}"
-            progress.update(bar, advance=epochs, description=words)
-
-        found = compare(config, dataset, workdir / "runs", on_epoch)
-    return results.Report(
-        name=name,
-        config=config,
-        environment=environment,
-        images=dataset.sizes,
-        scored="with BatchNorm in eval mode",
-        seconds=sum(result.seconds for result in found),
-        results=found,
-    )
+def run_gradient_flow(
+    name: str, config: Rounds, dataset: Dataset, workdir: pathlib.Path
+) -> None:
+    """Prunes in rounds behind a progress bar; writes and prints the results."""
+    environment = records.environment()
+    rows = len(gradient_flow.plan(config))
+    with bar("epochs", config.epochs * config.seeds * rows) as show:
+        found = gradient_flow.run(
+            config,
+            dataset,
+            workdir / "runs",
+            lambda row, seed, n: show(
+                advance=n,
+                description=f"{row.measure} {row.level} {row.fraction:g}, seed {seed}",
+            ),
+        )
+    claims = report.claims(records.plain_config(config), found)
+    content = records.summary(name, config, environment, dataset, found, claims=claims)
+    _publish(workdir, report.rounds(content))
 
 
-def run_scaled(config: Scaled, dataset: Dataset, workdir: pathlib.Path) -> None:
-    """Trains one network on all devices; goes on with what is in the folder."""
+def run_mesh(config: Scaled, dataset: Dataset, workdir: pathlib.Path) -> None:
+    """Trains one network on all devices, from where the folder's run was."""
     leads = jax.process_index() == 0
     if leads:
-        plain = results.plain_config(config)
-        about = {"config": plain, "environment": results.environment()}
-        text = json.dumps(about, indent=2, default=str)
-        results.write(workdir / f"started-{time.time_ns()}.json", f"{text}\n".encode())
+        plain, environment = records.plain_config(config), records.environment()
+        about = {"config": plain, "environment": environment}
+        records.save(workdir / f"started-{time.time_ns()}.json", about)
     try:
-        found = scale.train(config, dataset, workdir, show=leads)
-    except scale.CheckpointError as error:
+        found = mesh.train(config, dataset, workdir, show=leads)
+    except mesh.CheckpointError as error:
         sys.exit(str(error))
     if leads:
-        text = json.dumps(found.metrics, indent=2)
-        results.write(workdir / "outcome.json", f"{text}\n".encode())
+        records.save(workdir / "outcome.json", found.metrics)
         rich.print(found.metrics)
         rich.print(f"Written to {workdir}: metrics.jsonl, outcome.json, checkpoints")
 
 
-def run_rounds(
-    name: str, config: Rounds, dataset: Dataset, workdir: pathlib.Path
-) -> None:
-    """Prunes in rounds behind a progress bar; writes and prints what was found."""
-    environment = results.environment()
-    with _progress() as progress:
-        total = config.epochs * config.seeds * len(rounds.plan(config))
-        bar = progress.add_task("compiling", total=total)
-
-        def on_epoch(row: rounds.Row, seed: int, epochs: int) -> None:
-            words = f"{row.measure} {row.level} {row.fraction:g}, seed {seed}"
-            progress.update(bar, advance=epochs, description=words)
-
-        found = rounds.run(config, dataset, workdir / "runs", on_epoch)
-    written = rounds.report(name, config, dataset, found, environment)
-    for file, content in written.files.items():
-        results.write(workdir / file, content)
-    rich.print(*written.text, sep="\n")
-    rich.print(f"Written to {workdir}: {', '.join(written.files)}")
+def _publish(workdir: pathlib.Path, shown: report.Shown) -> None:
+    for file, content in shown.files.items():
+        records.write(workdir / file, content)
+    for part in shown.text:
+        rich.print(Markdown(part) if isinstance(part, str) else part)
+    rich.print(f"Written to {workdir}: {', '.join(shown.files)}")
 
 
-@contextmanager
-def _progress() -> Iterator[rich.progress.Progress]:
-    with rich.progress.Progress(
-        rich.progress.TextColumn("{task.description:<28}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TextColumn("epochs"),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TimeRemainingColumn(),
-    ) as progress:
-        yield progress
-
-
-def _configs() -> dict[str, tuple[str, Config | Rounds | Scaled]]:
+def find_configs() -> dict[str, tuple[str, Config | Rounds | Scaled]]:
     """Every module of `experiments.configs`: its docstring's first line, its config."""
     names = [module.name for module in pkgutil.iter_modules(configs.__path__)]
     modules = [import_module(f"{configs.__name__}.{name}") for name in names]

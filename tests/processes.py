@@ -92,25 +92,24 @@ def library(devices):
 
 def trainer(folder, processes):
     """One network over all processes; its mask and parameters as NumPy arrays."""
-    from experiments import data, scale
+    from experiments import data, mesh
 
-    found = scale.train(SHARED, data.read(SHARED.data), folder)
-    mesh = jax.tree.leaves(found.state.params)[0].sharding.mesh
-    assert len({d.process_index for d in mesh.devices.flat}) == processes
+    found = mesh.train(SHARED, data.read(SHARED.data), folder)
+    devices = jax.tree.leaves(found.state.params)[0].sharding.mesh.devices
+    assert len({d.process_index for d in devices.flat}) == processes
     return _whole((found.mask, found.state.params))
 
 
 def killable(folder, cache):
     """A run on two devices that goes on where its folder stands; writes its end."""
-    from experiments import data, scale
+    from experiments import data, mesh
 
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     dataset = data.read(MORTAL.data)
-    found = scale.train(MORTAL, dataset, folder, devices=jax.devices()[:2])
-    state = found.state._replace(key=jax.random.key_data(found.state.key))
-    leaves = jax.tree.leaves((state, found.mask))
+    found = mesh.train(MORTAL, dataset, folder, devices=jax.devices()[:2])
+    leaves = jax.tree.leaves((found.state, found.mask))
     np.savez(folder / "end.npz", *map(np.asarray, leaves))
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import json
 import logging
 import multiprocessing
@@ -15,14 +16,26 @@ import optax
 import pytest
 
 import jaxprune as jp
+from experiments import feed
+from experiments.checkpoints import CheckpointError, Keeper, checksums
 from experiments.config import Logging, Parallel
-from experiments.scale import CheckpointError, _mesh
-from experiments.scale._checkpoints import Keeper
-from experiments.scale._leaves import fingerprints
-from experiments.scale._programs import State
+from experiments.mesh import Progress
+from experiments.training import State
 from tests.processes import MORTAL, SHARED, killable
 
 STEPS = 2 * MORTAL.epochs
+
+# Orbax leaves coroutines behind when it fails to read.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collected():
+    """Deletes them before another module's tests could be blamed for them."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +43,7 @@ def processes():
     """Processes that fork from one which has imported everything, and run nothing."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["tests.processes", "experiments.scale", "sklearn.datasets"]
+        ["tests.processes", "experiments.mesh", "sklearn.datasets"]
     )
     return context
 
@@ -60,7 +73,7 @@ def done(folder):
     return 0
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_run_killed_at_any_moment_ends_with_the_same_bits(
     kills, processes, uninterrupted, tmp_path
 ):
@@ -106,15 +119,17 @@ def state_at(step, params=PARAMS, link=jp.keep_sparse):
     mask = jax.tree.map(jnp.asarray, MASK)
     tx = optax.chain(optax.sgd(0.1, 0.9), link(mask))
     stats = {"mean": jnp.full(3, 0.5, jnp.bfloat16)}
-    return State(jnp.int32(step), jax.random.key(7), params, stats, tx.init(params))
+    return Progress(jnp.int32(step), State(params, stats, tx.init(params)))
 
 
 def shapes_on(parallel, state):
-    mesh = _mesh.mesh_of(parallel)
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_mesh.split(mesh, x)),
-        state,
-    )
+    devices = feed.mesh_of(parallel)
+
+    def shape(x):
+        where = feed.split(devices, x)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    return jax.tree.map(shape, state)
 
 
 SHAPES = Parallel(fsdp=-1)
@@ -126,7 +141,7 @@ def saved(tmp_path):
 
     @contextlib.contextmanager
     def keeper(config=SHARED):
-        found = Keeper(tmp_path / "checkpoints", config, steps=2)
+        found = Keeper(tmp_path / "checkpoints", config)
         yield found
         found.close()
 
@@ -153,12 +168,8 @@ def test_a_state_is_restored_onto_any_mesh(saved, parallel):
     found, wanted = restored(keeper, parallel=parallel), state_at(4)
     names = {path.name for path in folder.iterdir() if path.name.isdigit()}
     assert names == {"2", "3", "4"}  # The newest three.
-    assert jax.random.key_data(found.key).tolist() == [0, 7]
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        found._replace(key=None),
-        wanted._replace(key=None),
-    )
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    found = found.state
     shards = found.params["w"].addressable_shards
     parts = 8 if parallel.fsdp == -1 else parallel.fsdp
     assert {s.data.size for s in shards} == {64 // parts}
@@ -168,23 +179,26 @@ def test_a_state_is_restored_onto_any_mesh(saved, parallel):
 
 def truncated(folder):
     large = max(
-        (p for p in (folder / "4" / "state").rglob("*") if p.is_file()),
+        (p for p in (folder / "4" / "progress").rglob("*") if p.is_file()),
         key=lambda p: p.stat().st_size,
     )
     large.write_bytes(large.read_bytes()[: large.stat().st_size // 2])
 
 
-def altered(folder):
+def flipped(folder):
+    """One bit of the largest array, which orbax does not always notice."""
+    large = max(
+        (p for p in (folder / "4" / "progress").rglob("d/*") if p.is_file()),
+        key=lambda p: p.stat().st_size,
+    )
+    content = bytearray(large.read_bytes())
+    content[len(content) // 2] ^= 1
+    large.write_bytes(content)
+
+
+def summed(folder):
     def change(about):
-        weights = next(x for x in about["leaves"] if x["path"] == "params/w")
-        weights["fingerprint"] ^= 1
-
-    rewrite(folder / "4" / "about" / "metadata", change)
-
-
-def misplaced(folder):
-    def change(about):
-        about["position"]["step"] = 9
+        about["checksums"][0] ^= 1
 
     rewrite(folder / "4" / "about" / "metadata", change)
 
@@ -196,15 +210,15 @@ def emptied(folder):
 
 
 def of_another_kind(folder):
-    rewrite(folder / "4" / "about" / "metadata", lambda x: x.update(format="other"))
+    rewrite(folder / "4" / "about" / "metadata", lambda x: x.pop("config"))
 
 
 DAMAGE = {
-    truncated: "truncated",
-    altered: "altered: the leaf params/w is not what was saved",
-    misplaced: "says that it is of step 9, but its state is of step 4",
+    truncated: "cannot be restored",
+    flipped: "Checkpoint 4",
+    summed: "was altered: its checksums differ",
     emptied: "truncated, or not one of these experiments",
-    of_another_kind: "is of the format 'other'",
+    of_another_kind: "truncated, or not one of these experiments",
 }
 
 
@@ -217,10 +231,10 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_used(
     with caplog.at_level(logging.WARNING):
         found = restored(keeper)
     assert int(found.step) == 3
-    np.testing.assert_array_equal(found.params["w"], 3 * PARAMS["w"])
+    np.testing.assert_array_equal(found.state.params["w"], 3 * PARAMS["w"])
     assert f"Checkpoint 4 of {folder}" in caplog.text
     assert DAMAGE[damage] in caplog.text
-    assert "goes on from step 3" in caplog.text
+    assert "resumes from step 3" in caplog.text
     assert (folder.parent / "refused" / "4.0").is_dir()
     with keeper() as again:  # Its number is free.
         again.save(state_at(4), 4)
@@ -239,40 +253,40 @@ def test_a_run_with_another_config_is_refused_by_the_option_that_differs(saved):
 
 
 STATES = {
-    r"lacks a mask: opt_state/1/mask/w": state_at(
-        5, link=lambda mask: optax.identity()
-    ),
-    r"mask that does not match its weights: 22 of": state_at(
+    "mask that does not match its weights: 22 of": state_at(
         5, params={"w": np.ones((8, 8))}
     ),
-    r"has a leaf too many: params/b": state_at(
+    r"(?s)cannot be restored.*opt_state\[1\]": state_at(
+        5, link=lambda mask: optax.identity()
+    ),
+    r"(?s)cannot be restored.*params\.b": state_at(
         5, params={**PARAMS, "b": np.ones(3)}, link=lambda mask: jp.keep_sparse()
     ),
-    r"the shape of params/w is \[8, 4\], but here \[8, 8\]": state_at(
+    r"(?s)cannot be restored.*\(8, 8\).*\(8, 4\)": state_at(
         5, params={"w": np.ones((8, 4))}, link=lambda mask: jp.keep_sparse()
     ),
 }
 
 
-@pytest.mark.parametrize("message", STATES, ids=["none", "wrong", "more", "shape"])
+@pytest.mark.parametrize("message", STATES, ids=["wrong", "none", "more", "shape"])
 def test_a_state_with_the_wrong_leaves_or_mask_is_refused(message, tmp_path):
     assert (~MASK["w"]).sum() == 22
-    keeper = Keeper(tmp_path / "checkpoints", SHARED, steps=2)
+    keeper = Keeper(tmp_path / "checkpoints", SHARED)
     keeper.save(STATES[message], 5)
     keeper.close()
-    keeper = Keeper(tmp_path / "checkpoints", SHARED, steps=2)
+    keeper = Keeper(tmp_path / "checkpoints", SHARED)
     with pytest.raises(CheckpointError, match=message):
         keeper.restore(shapes_on(SHAPES, state_at(0)))
     keeper.close()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool", "int8"])
-def test_fingerprints_are_sums_of_words_by_place_on_any_mesh(dtype):
+def test_checksums_are_sums_of_words_on_any_mesh(dtype):
     values = np.random.default_rng(0).integers(0, 2, (8, 3, 5))
     array = jnp.asarray(values if dtype == "bool" else values * 5 - 3, dtype)
     words = {"float32": np.uint32, "bfloat16": np.uint16}.get(dtype, np.uint8)
-    flat = np.ravel(np.asarray(array)).view(words).astype(object)
-    wanted = sum(int(w) * (2 * i + 1) for i, w in enumerate(flat)) % 2**32
-    mesh = _mesh.mesh_of(Parallel(fsdp=-1))
-    cut = jax.device_put(array, jax.NamedSharding(mesh, jax.P(_mesh.PARTS)))
-    assert np.asarray(fingerprints([array, cut])).tolist() == [wanted, wanted]
+    flat = np.ravel(np.asarray(array)).view(words)
+    wanted = sum(map(int, flat)) % 2**32
+    devices = feed.mesh_of(Parallel(fsdp=-1))
+    cut = jax.device_put(array, jax.NamedSharding(devices, jax.P(feed.PARTS)))
+    assert checksums([array, cut]) == [wanted, wanted]

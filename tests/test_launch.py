@@ -28,7 +28,7 @@ def say(script, *args, path=None, **environment):
 def parsed(words):
     """The config that ``python -m experiments.run`` would make of a command's words."""
     arguments = words[words.index("experiments.run") + 1 :]
-    return tyro.extras.overridable_config_cli(run._configs(), args=arguments)
+    return tyro.extras.overridable_config_cli(run.find_configs(), args=arguments)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.config import Logging
-from experiments.scale._log import Log
+from experiments.log import Log
 from tests.processes import SHARED
 
 

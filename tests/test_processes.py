@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import data, scale
+from experiments import data, mesh
 from tests import processes
 from tests.processes import SHARED
 from tests.test_scale import _quick  # noqa: F401  The fixture is used.
@@ -72,12 +72,12 @@ def test_two_processes_train_as_one_which_goes_on_from_their_checkpoint(
     found = start("trainer", 2, 2, tmp_path)
     assert_same(found[: len(alone)], alone)
     dataset = data.read(SHARED.data)
-    one = scale.train(SHARED, dataset, tmp_path / "one", devices=jax.devices()[:1])
+    one = mesh.train(SHARED, dataset, tmp_path / "one", devices=jax.devices()[:1])
     theirs = found[len(alone) :]
     wanted = [np.asarray(x) for x in jax.tree.leaves((one.mask, one.state.params))]
     assert_same(theirs, wanted)
     # What two processes saved on four devices is restored by one on eight.
-    again = scale.train(SHARED, dataset, tmp_path / "run", devices=jax.devices())
+    again = mesh.train(SHARED, dataset, tmp_path / "run", devices=jax.devices())
     restored = jax.tree.leaves((again.mask, again.state.params))
     for a, b in zip(theirs, restored, strict=True):
         assert len(b.sharding.device_set) == 8

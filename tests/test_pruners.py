@@ -10,9 +10,11 @@ import optax
 import pytest
 
 import jaxprune as jp
-from experiments import compare, data, lab, starts
+from experiments import comparison, data, lab
 from experiments.config import Config, Data, Model, Pruning
-from experiments.pruners import PRUNERS, Settling
+from experiments.mesh import Phases
+from experiments.methods import CHECKS, METHODS
+from tests.test_scale import _quick  # noqa: F401  The fixture is used.
 
 CONFIG = Config(
     data=Data("digits", train_size=64, test_size=50),
@@ -27,33 +29,62 @@ CONFIG = Config(
 
 @pytest.fixture(scope="module")
 def small():
-    return lab.prepare(CONFIG, data.load(CONFIG.data))
+    return lab.Lab(CONFIG, data.load(CONFIG.data))
 
 
 def test_two_of_four_are_planned_once_at_their_own_sparsity():
     pruning = Pruning(methods=("sr_ste", "snip"), sparsities=(0.8, 0.9))
-    rows = compare.plan(Config(pruning=pruning))
+    rows = comparison.plan(Config(pruning=pruning))
     assert [(row.method, row.sparsity) for row in rows] == [
         ("dense", 0.0),
         ("sr_ste", 0.5),
         ("snip", 0.8),
         ("snip", 0.9),
     ]
-    assert pruning.all_sparsities() == [0.5, 0.8, 0.9]
+
+
+FOUND = [n for n, r in METHODS.items() if r.needs in ("nothing", "data", "warm-up")]
+
+
+@pytest.mark.parametrize("method", FOUND)
+def test_masks_found_before_training_remove_what_is_asked(method, small):
+    start = METHODS[method].start(small, 0.5)
+    assert start.first == len(start.history) == (METHODS[method].needs == "warm-up")
+    assert start.score_seconds is not None
+    removed = np.asarray(jax.vmap(jp.sparsity)(start.mask, start.params))
+    if method in ("blocks", "sparse_mup"):  # Some layers stay whole.
+        assert ((removed > 0) & (removed < 0.5)).all()
+    else:
+        np.testing.assert_allclose(removed, 0.5, atol=2e-3)
+    first, second = (
+        np.concatenate([np.ravel(m[i]) for m in jax.tree.leaves(start.mask)])
+        for i in (0, 1)
+    )
+    assert (first != second).any()  # Each seed has its own.
+
+
+@pytest.mark.parametrize("method", ["snip", "force", "iterative_snip", "blocks"])
+def test_inverted_scores_keep_other_weights(method, small):
+    found = METHODS[method].start(small, 0.5).mask
+    other = CHECKS["inverted"](small, METHODS[method].start, 0.5).mask
+    pairs = zip(*map(jax.tree.leaves, (found, other)), strict=True)
+    kept = [(np.asarray(a), np.asarray(b)) for a, b in pairs if a.ndim == 3]
+    both = sum((a & b).sum() for a, b in kept) / sum(a.sum() for a, _ in kept)
+    assert both < 0.5
 
 
 def test_independent_k_starts_trains_every_masked_network_alone(small):
-    start = starts.fittest(small, 0.5)
+    start = METHODS["k_starts_independent"].start(small, 0.5)
     fitness = np.array(start.fitness)
     assert fitness.shape == (2, 3) and start.first == len(start.history) == 1
 
-    best = fitness.argmax(1)
+    best, whole = fitness.argmax(1), small.dense(0)
     keys = [jax.random.split(small.keys.masks[s], 3)[best[s]] for s in range(2)]
     masks = jax.tree.map(
         lambda *m: jnp.stack(m),
         *(
             jp.layerwise_mask(
-                jp.random(key)(jax.tree.map(lambda x, s=s: x[s], small.params)), 0.5
+                jp.random(key)(jax.tree.map(lambda x, s=s: x[s], whole.params)), 0.5
             )
             for s, key in enumerate(keys)
         ),
@@ -62,7 +93,7 @@ def test_independent_k_starts_trains_every_masked_network_alone(small):
         jax.tree.leaves(start.mask), jax.tree.leaves(masks), strict=True
     ):
         np.testing.assert_array_equal(found, drawn)
-    state, history = small.train(small.dense.recipe, masks, range(1))
+    state, history = small.train(whole._replace(mask=masks), 1)
     np.testing.assert_allclose(history[0].validation, fitness.max(1), atol=0.01)
     for found, alone in zip(
         jax.tree.leaves(start.params), jax.tree.leaves(state.params), strict=True
@@ -71,7 +102,7 @@ def test_independent_k_starts_trains_every_masked_network_alone(small):
 
 
 def test_orthogonal_weights_are_drawn_for_every_seed(small):
-    start = starts.drawn(small, small.pruner("eoi").draw, 0.5)
+    start = METHODS["eoi"].start(small, 0.5)
     kernels = [np.asarray(p) for p in jax.tree.leaves(start.params) if p.ndim == 3]
     assert [k.shape for k in kernels] == [(2, 64, 12), (2, 12, 8), (2, 8, 10)]
     for kernel in kernels:
@@ -92,9 +123,9 @@ def test_a_trigger_ends_the_dense_epochs_at_half_of_training_at_most(
         lambda params: jnp.int32(0),
         lambda seen, count: (count + 1 >= fires_at, count + 1),
     )
-    start = starts.settled(small, Settling(trigger, lambda params: params, 0))
+    start = small.dense_until(trigger, lambda params: params, small.dense(0))
     assert start.first == len(start.history) == epochs
-    plain = starts.warmed_up(small, epochs)
+    plain = small.dense(epochs)
     for found, expected in zip(
         jax.tree.leaves((start.params, start.opt_state)),
         jax.tree.leaves((plain.params, plain.opt_state)),
@@ -106,20 +137,24 @@ def test_a_trigger_ends_the_dense_epochs_at_half_of_training_at_most(
 @pytest.mark.parametrize("keep_optimizer", [False, True])
 def test_tickets_start_from_the_saved_weights_bit_for_bit(keep_optimizer, monkeypatch):
     pruning = dataclasses.replace(
-        CONFIG.pruning, rewind=1, keep_optimizer=keep_optimizer, imp_fraction=0.5
+        CONFIG.pruning,
+        methods=("imp",),
+        sparsities=(0.75,),
+        rewind=1,
+        keep_optimizer=keep_optimizer,
+        imp_fraction=0.5,
     )
     config = dataclasses.replace(CONFIG, pruning=pruning, epochs=2)
-    own = lab.prepare(config, data.load(config.data))
-    began = []
-    begin = own.trainer.start
+    own = lab.Lab(config, data.load(config.data))
+    began, begin = [], own._begin
 
     def spied(*args):
         began.append(jax.device_get(begin(*args)))
         return begin(*args)
 
-    monkeypatch.setattr(own, "trainer", own.trainer._replace(start=spied))
-    start = starts.rewound(own, 0.75, {0.75})
-    saved, _ = own.train(own.dense.recipe, own.whole, range(1))
+    monkeypatch.setattr(own, "_begin", spied)
+    start = METHODS["imp"].start(own, 0.75)
+    saved, _ = own.train(own.dense(0), 1)
     momentum = optax.tree.get(saved.opt_state, "trace")
 
     rounds = [s for s in began if optax.tree.get(s.opt_state, "count")[0] == 4]
@@ -152,10 +187,12 @@ def forward(params, images):
 
 
 def test_wanda_prunes_trained_networks_and_they_are_evaluated_as_they_are(small):
-    start = starts.finished(small, small.pruner("wanda").finish, 0.5)
-    trained, history = small.trained()
-    assert start.first == len(start.history) == len(history) == CONFIG.epochs
-    np.testing.assert_allclose(start.history[-1].sparsity, 0.5, atol=0.01)
+    start = METHODS["wanda"].start(small, 0.5)
+    trained = small.dense(CONFIG.epochs)
+    assert start.first == len(start.history) == CONFIG.epochs
+    run = comparison.Run("wanda", 0.5)
+    result = comparison.run_row(small, run, lambda: None)
+    np.testing.assert_allclose(result.sparsity_reached, 0.5, atol=0.01)
     for seed in range(2):
         one = jax.tree.map(
             lambda x, i=seed: x[i], (trained.params, start.mask, start.params)
@@ -170,33 +207,40 @@ def test_wanda_prunes_trained_networks_and_they_are_evaluated_as_they_are(small)
             assert (np.where(kept, 0, score).max(0) <= 1.0001 * least).all()
             np.testing.assert_array_equal(left["kernel"][...], np.where(kept, w, 0))
         test = small.dataset.test
-        _, _, logits = forward(one[2], small.dataset.standardise(test.images))
+        _, _, logits = forward(one[2], small.dataset.standardize(test.images))
         right = (logits.argmax(1) == np.asarray(test.labels)).mean()
-        np.testing.assert_allclose(start.history[-1].test[seed], right, atol=1e-6)
+        np.testing.assert_allclose(result.test_accuracy[seed], right, atol=1e-6)
 
 
 def test_sparse_mup_scales_hidden_weights_and_their_steps(small):
-    pruner = small.pruner("sparse_mup")
-    start = starts.drawn(small, pruner.draw, 0.75)
+    start = METHODS["sparse_mup"].start(small, 0.75)
     layers = [
         (tree["layers"][0], tree["layers"][1], tree["output"])
-        for tree in (small.params, start.params, start.mask)
+        for tree in (small.dense(0).params, start.params, start.mask)
     ]
     for i, (old, new, mask) in enumerate(zip(*layers, strict=True)):
         scale, kept = (2, 24) if i == 1 else (1, old["kernel"][0].size)
         np.testing.assert_allclose(new["kernel"][...], scale * old["kernel"][...])
         np.testing.assert_array_equal(mask["kernel"][...].sum((1, 2)), kept)
     one = jax.tree.map(lambda x: x[0], start.params)
-    tx = pruner.recipe.wrap(optax.sgd(1.0), jnp.float32(0.75), None)
+    tx = start.recipe.optimizer(small, optax.sgd(1.0), jnp.float32(0.75), None)
     updates, _ = tx.update(jax.tree.map(jnp.ones_like, one), tx.init(one), one)
     for i, layer in enumerate((*updates["layers"].values(), updates["output"])):
         np.testing.assert_allclose(layer["kernel"][...], -4.0 if i == 1 else -1.0)
         np.testing.assert_allclose(layer["bias"][...], -1.0)
 
 
-def test_ac_dc_takes_turns_and_ends_sparse():
+def ac_dc(options, inner):
+    """Its optimizer for 20 steps, at 75 %."""
+    setup = Phases(options, None, 1, 20)
+    return (
+        METHODS["ac_dc"].start(setup, 0.75).recipe.optimizer(setup, inner, 0.75, None)
+    )
+
+
+def test_ac_dc_alternates_and_ends_sparse():
     config = dataclasses.replace(CONFIG.pruning, every=1, until=0.6)
-    tx = PRUNERS["ac_dc"](config, None, 20).recipe.wrap(optax.sgd(0.1), 0.75, None)
+    tx = ac_dc(config, optax.sgd(0.1))
     params = {"w": jnp.arange(1.0, 9.0).reshape(2, 4)}
     state, kept = tx.init(params), []
     update = jax.jit(tx.update)
@@ -213,7 +257,7 @@ def test_ac_dc_takes_turns_and_ends_sparse():
 def test_ac_dc_starts_momentum_anew_with_each_dense_phase():
     config = dataclasses.replace(CONFIG.pruning, every=1, until=0.6)
     inner = optax.sgd(0.1, momentum=0.5)
-    tx = PRUNERS["ac_dc"](config, None, 20).recipe.wrap(inner, 0.75, None)
+    tx = ac_dc(config, inner)
     params = {"w": jnp.arange(1.0, 9.0).reshape(2, 4)}
     state, steps = tx.init(params), []
     for _ in range(8):
@@ -226,10 +270,10 @@ def test_ac_dc_starts_momentum_anew_with_each_dense_phase():
 
 @pytest.mark.parametrize("method", ["ste", "top_kast", "sr_ste", "random_dropout"])
 def test_sparse_forward_passes_train_dense_weights(method, small):
-    recipe = small.pruner(method).recipe
     sparsity = 0.5 if method == "sr_ste" else 0.75
-    state, history = small.train(recipe, small.whole, range(1), sparsity=sparsity)
-    mask = small.trainer.mask(recipe, state, small.keys.masks, sparsity)
+    start = METHODS[method].start(small, sparsity)
+    state, history = small.train(start, 1, sparsity)
+    mask = small.mask(start.recipe, state, small.keys.masks, sparsity)
     np.testing.assert_allclose(history[0].sparsity, sparsity, atol=1e-3)
     kernels = [
         (np.asarray(m), np.asarray(p))
@@ -246,7 +290,7 @@ def test_sparse_forward_passes_train_dense_weights(method, small):
             for kept, size in zip(m, np.abs(p), strict=True):
                 assert size[kept].min() >= size[~kept].max()
     if method == "random_dropout":
-        again = small.trainer.mask(recipe, state, small.keys.params, sparsity)
+        again = small.mask(start.recipe, state, small.keys.params, sparsity)
         assert any(
             (m != n).any()
             for m, n in zip(jax.tree.leaves(mask), jax.tree.leaves(again), strict=True)
@@ -254,8 +298,10 @@ def test_sparse_forward_passes_train_dense_weights(method, small):
 
 
 def test_top_kast_reaches_twice_the_weights_that_it_runs():
-    forward = PRUNERS["top_kast"](CONFIG.pruning, None, 1).recipe.forward
+    recipe = METHODS["top_kast"].start(Phases(CONFIG.pruning, None, 1, 1), 0.75).recipe
     params = {"w": jnp.arange(1.0, 9.0).reshape(2, 4)}
-    gradient = jax.grad(forward.sparse(lambda p: p["w"].sum(), 0.75, None))(params)
-    np.testing.assert_array_equal(gradient["w"], [[0, 0, 0, 0], [1, 1, 1, 1]])
-    assert forward.sparse(lambda p: p["w"].sum(), 0.75, None)(params) == 7 + 8
+    loss = recipe.sparse(lambda p: p["w"].sum(), 0.75, None)
+    np.testing.assert_array_equal(
+        jax.grad(loss)(params)["w"], [[0, 0, 0, 0], [1, 1, 1, 1]]
+    )
+    assert loss(params) == 7 + 8

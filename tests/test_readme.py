@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxprune as jp
-from experiments import methods
+from experiments import report
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -58,7 +58,7 @@ LINKS = re.findall(r"^\| \[`(\w+)`\]\((\S+)\)", TABLE, re.M)
 
 def test_the_table_of_methods_is_written_from_the_results():
     assert LINKS
-    assert methods.filled(TABLE, RESULTS) == TABLE
+    assert report.filled(TABLE, RESULTS) == TABLE
 
 
 def test_the_oldest_versions_are_the_lower_bounds_that_are_tested():
@@ -130,7 +130,7 @@ def folder(tmp_path):
 def test_a_methods_cells_are_those_of_its_results(folder, name, cells):
     by_hand = f"| [`{name}`](a.py) | \\|θ\\| | a paper | "
     text = f"# Title\n\n{by_hand}1 | 2 | 3 |\nafter\n"
-    filled = methods.filled(text, folder).replace("\u00a0", " ")
+    filled = report.filled(text, folder).replace("\u00a0", " ")
     assert filled == f"# Title\n\n{by_hand}{cells} |\nafter\n"
 
 

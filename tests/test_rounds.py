@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +10,12 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from experiments import data, rounds
-from experiments.config import Data, Measure, Model, Rounds
-from experiments.rounds import _claims, _diagnostics, _measures, _run
+from experiments import data, diagnostics, gradient_flow, records, report
+from experiments.config import Data, Model, Rounds
+from experiments.measures import MEASURES, Evidence
+from experiments.report._tables import verdicts
 from tests.helpers import normal
+from tests.test_scale import _quick  # noqa: F401  The fixture is used.
 
 SMALL = Rounds(
     data=Data("digits", train_size=40, test_size=50, validation_size=100),
@@ -29,9 +30,9 @@ SMALL = Rounds(
     batch_size=20,
 )
 ROWS = [
-    rounds.Row("dense", "weights", 0.0, 0),
+    gradient_flow.Row("dense", "weights", 0.0, 0),
     *[
-        rounds.Row(measure, level, 0.75, 2)
+        gradient_flow.Row(measure, level, 0.75, 2)
         for measure in SMALL.measures
         for level in ("filters", "weights")
     ],
@@ -60,25 +61,32 @@ def found(dataset, folder):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        rounds.run(SMALL, dataset, folder, stop)
+        gradient_flow.run(SMALL, dataset, folder, stop)
     assert [seen[i][0] for i in (0, 3, 6)] == ROWS[:3]
     assert len(list(folder.glob("*-0.json"))) == 2  # Nothing half written.
-    return rounds.run(SMALL, dataset, folder, lambda *_: None)
+    return gradient_flow.run(SMALL, dataset, folder, lambda *_: None)
 
 
 @pytest.mark.slow
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(found, dataset, tmp_path):
-    whole = rounds.run(SMALL, dataset, tmp_path, lambda *_: None)
-    for run, again in zip(found, whole, strict=True):
-        times = {"latency": None, "seconds": None}
-        assert {**run, **times} == {**again, **times}
+    one = dataclasses.replace(SMALL, measures=("magnitude",))
+    whole = gradient_flow.run(one, dataset, tmp_path, lambda *_: None)
+    assert [run["measure"] for run in whole] == ["dense", "magnitude", "magnitude"]
+    for run, again in zip(found, whole, strict=False):
+        assert _numbers(run) == _numbers(again)
+
+
+def _numbers(run):
+    """A run without its times, and without what depends on the other measures."""
+    epochs = [{**epoch, "measures": None} for epoch in run["epochs"]]
+    return {**run, "epochs": epochs, "latency": None, "seconds": None}
 
 
 @pytest.mark.slow
 def test_finished_runs_are_not_run_again(found, dataset, folder, monkeypatch):
-    monkeypatch.setattr(_run, "_prepare", None)
+    monkeypatch.setattr(gradient_flow, "prepare", None)
     seen = []
-    again = rounds.run(SMALL, dataset, folder, lambda *args: seen.append(args))
+    again = gradient_flow.run(SMALL, dataset, folder, lambda *args: seen.append(args))
     assert again == found
     assert seen == [(row, 0, SMALL.epochs) for row in ROWS]
 
@@ -87,10 +95,10 @@ def test_finished_runs_are_not_run_again(found, dataset, folder, monkeypatch):
 def test_runs_of_another_config_are_not_mixed_in(found, dataset, folder):
     other = dataclasses.replace(SMALL, learning_rate=0.2)
     with pytest.raises(ValueError, match=r"another config.*--workdir"):
-        rounds.run(other, dataset, folder, lambda *_: None)
+        gradient_flow.run(other, dataset, folder, lambda *_: None)
     elsewhere = dataclasses.replace(SMALL.data, dir="moved")
     moved = dataclasses.replace(SMALL, data=elsewhere, workdir=folder)
-    assert rounds.run(moved, dataset, folder, lambda *_: None) == found
+    assert gradient_flow.run(moved, dataset, folder, lambda *_: None) == found
 
 
 @pytest.mark.slow
@@ -122,7 +130,10 @@ def _filters(parameters):
 
 @pytest.mark.slow
 def test_the_report_holds_every_row_and_figure(found, dataset):
-    written = rounds.report("small", SMALL, dataset, found, {})
+    claims = report.claims(records.plain_config(SMALL), found)
+    written = report.rounds(
+        records.summary("small", SMALL, {}, dataset, found, claims=claims)
+    )
     assert set(written.files) == {
         "results.json",
         "accuracy.png",
@@ -131,10 +142,10 @@ def test_the_report_holds_every_row_and_figure(found, dataset):
     }
     for name in set(written.files) - {"results.json"}:
         assert written.files[name].startswith(PNG)
-    report = json.loads(written.files["results.json"])
-    assert [run["measure"] for run in report["results"]] == [r.measure for r in ROWS]
-    assert report["images"] == {"train": 40, "validation": 100, "test": 50}
-    assert len(report["claims"]) == 4  # Two at each level have their measures.
+    content = json.loads(written.files["results.json"])
+    assert [run["measure"] for run in content["results"]] == [r.measure for r in ROWS]
+    assert content["images"] == {"train": 40, "validation": 100, "test": 50}
+    assert len(content["claims"]) == 4  # Two at each level have their measures.
 
 
 def test_more_rounds_than_epochs_are_refused():
@@ -144,7 +155,7 @@ def test_more_rounds_than_epochs_are_refused():
 
 def test_bn_scale_has_no_row_of_weights():
     config = dataclasses.replace(SMALL, measures=("bn_scale", "random"))
-    assert [(r.measure, r.level) for r in rounds.plan(config)] == [
+    assert [(r.measure, r.level) for r in gradient_flow.plan(config)] == [
         ("dense", "weights"),
         ("bn_scale", "filters"),
         ("random", "filters"),
@@ -178,7 +189,7 @@ def _flow(seed):
     return jp.Flow(WEIGHTS, g, hg, jax.tree.map(jnp.square, squares))
 
 
-EVIDENCE = _measures.Evidence(
+EVIDENCE = Evidence(
     _flow(0), _flow(10), _flow(20), _tree(30), _tree(40), jax.random.key(0)
 )
 W = np.asarray(WEIGHTS["first"])
@@ -217,15 +228,14 @@ BY_HAND = {
 @pytest.mark.parametrize("measure", BY_HAND)
 def test_measures_are_those_of_the_table(measure):
     weights, filters = BY_HAND[measure]
-    criterion = _measures.CRITERIA[measure]
-    np.testing.assert_allclose(criterion.weights(EVIDENCE)["first"], weights, rtol=1e-6)
-    (scores,) = criterion.filters(EVIDENCE, GROUPS)
+    row = MEASURES[measure]
+    np.testing.assert_allclose(row.weights(EVIDENCE)["first"], weights, rtol=1e-6)
+    (scores,) = row.filters(EVIDENCE, GROUPS)
     np.testing.assert_allclose(scores, filters, rtol=1e-6)
 
 
-def test_every_measure_of_the_config_has_a_criterion():
-    assert set(_measures.CRITERIA) == set(get_args(Measure))
-    assert set(BY_HAND) == set(get_args(Measure)) - {"random", "uniform"}
+def test_every_measure_is_in_the_table_above():
+    assert set(BY_HAND) == set(MEASURES) - {"random", "uniform"}
 
 
 # Diagnostics
@@ -242,7 +252,7 @@ def test_predicted_changes_are_exact_to_first_order():
     before = jax.tree.map(lambda p: jnp.ones_like(p, bool), params)
     after = {**before, "w": before["w"].at[0, 0].set(False)}
     cut = jp.apply_mask(params, after)
-    predicted = _diagnostics.predicted_changes(flow, before, after)
+    predicted = diagnostics.predicted_changes(flow, before, after)
     assert predicted["loss"] == pytest.approx(float(loss(cut) - loss(params)), rel=1e-2)
 
     def squared(p):
@@ -252,7 +262,7 @@ def test_predicted_changes_are_exact_to_first_order():
     np.testing.assert_allclose(predicted["squared_gradient"], -4e-6, rtol=1e-3)
     slope = jax.grad(squared)(params)["w"][0, 0] * 1e-3
     assert predicted["squared_gradient"] == pytest.approx(-float(slope), rel=1e-3)
-    assert _diagnostics.predicted_changes(flow, after, after)["loss"] == 0
+    assert diagnostics.predicted_changes(flow, after, after)["loss"] == 0
 
 
 def test_rates_are_those_of_a_quadratic():
@@ -260,7 +270,7 @@ def test_rates_are_those_of_a_quadratic():
     flow = jp.gradient_flow(lambda p: 0.5 * jnp.sum(p["w"] ** 2))(
         {"w": jnp.array([[3.0, 4.0]])}
     )
-    assert _diagnostics.rates(flow) == {
+    assert diagnostics.rates(flow) == {
         "squared_norm": 25.0,
         "squared_gradient": 25.0,
         "rate_of_squared_norm": -50.0,
@@ -272,7 +282,7 @@ def test_correlations_of_prunable_weights():
     a = {"w": jnp.array([[1.0, 2.0, 3.0, 4.0]]), "b": jnp.array([9.0])}
     b = {"w": jnp.array([[1.0, 4.0, 9.0, 16.0]]), "b": jnp.array([-9.0])}
     c = jax.tree.map(jnp.negative, a)
-    found = _diagnostics.correlations({"a": a, "b": b, "c": c})
+    found = diagnostics.correlations({"a": a, "b": b, "c": c})
     assert list(found) == ["a, b", "a, c", "b, c"]
     assert found["a, b"]["spearman"] == pytest.approx(1)
     # Squares of 1..4 against 1..4: covariance 25 / 4, deviations sqrt(5/4, 129/4).
@@ -283,13 +293,13 @@ def test_correlations_of_prunable_weights():
 def test_distances_and_shares_by_hand():
     whole = {"w": jnp.ones((2, 2), bool), "b": jnp.array([True])}
     part = {"w": jnp.array([[True, False], [False, True]]), "b": jnp.array([False])}
-    assert _diagnostics.mask_distance(whole, part) == 0.5  # Biases do not count.
+    assert diagnostics.mask_distance(whole, part) == 0.5  # Biases do not count.
     given = {"w": jnp.array([[5.0, 1.0], [2.0, 4.0]]), "b": jnp.array([100.0])}
-    share = _diagnostics.contribution_share(given, whole, part)
+    share = diagnostics.contribution_share(given, whole, part)
     assert share == pytest.approx(1.5 / 3)
-    assert np.isnan(_diagnostics.contribution_share(given, part, part))
+    assert np.isnan(diagnostics.contribution_share(given, part, part))
     reference = np.array([[3.0, 4.0]])
-    assert _diagnostics.logit_distance(reference + 0.6, reference) == pytest.approx(
+    assert diagnostics.logit_distance(reference + 0.6, reference) == pytest.approx(
         0.6 * np.sqrt(2) / 5
     )
 
@@ -298,38 +308,46 @@ def test_distances_and_shares_by_hand():
 
 
 def _made_up(measure, loss, distance, share, ratio, accuracy):
+    """Two seeds' runs with the numbers that decide the claims."""
+    row = {"measure": measure, "level": "weights", "fraction": 0.75, "rounds": 1}
     epoch = {"train_loss": loss, "distance_to_dense": distance}
     prune = {"contribution_share": share, "squared_gradient": [2.0, 2.0 * ratio]}
-    run = {"epochs": [epoch] * 3, "prunes": [prune], "test_accuracy": accuracy}
-    return {rounds.Row(measure, "weights", 0.75, 1): [run, run]}
+    run = {**row, "epochs": [epoch] * 3, "prunes": [prune], "test_accuracy": accuracy}
+    return [run, run]
 
 
-def test_claims_are_decided_by_their_numbers():
-    config = dataclasses.replace(
-        SMALL,
-        measures=("magnitude", "loss_preservation", "grasp", "gradient_preservation"),
-        levels=("weights",),
-    )
-    agreeing = {
-        **_made_up("magnitude", 0.1, 0.5, 0.7, 0.9, 0.9),
-        **_made_up("loss_preservation", 0.2, 0.1, 0.8, 1.0, 0.8),
-        **_made_up("grasp", 0.4, 0.9, 1.1, 3.0, 0.5),
-        **_made_up("gradient_preservation", 0.3, 0.4, 1.0, 1.1, 0.7),
-    }
-    opposed = {
-        **_made_up("magnitude", 0.3, 0.1, 1.2, 0.9, 0.9),
-        **_made_up("loss_preservation", 0.2, 0.5, 0.8, 1.0, 0.8),
-        **_made_up("grasp", 0.4, 0.9, 1.1, 0.5, 0.8),
-        **_made_up("gradient_preservation", 0.3, 0.4, 1.0, 1.1, 0.7),
-    }
-    for runs, verdict in ((agreeing, True), (opposed, False)):
-        decided = _claims.claims(config, runs)
-        assert len(decided) == 5
-        assert [claim.held for claim in decided] == [verdict] * 5
-    diverged = {**agreeing, **_made_up("magnitude", math.nan, 0.5, 0.7, 0.9, 0.9)}
-    undecided = _claims.claims(config, diverged)
-    assert [claim.held for claim in undecided] == [None, True, True, True, True]
-    assert "converge faster (weights): is undecided" in _claims.sentence(undecided[0])
-    sentence = _claims.sentence(_claims.claims(config, agreeing)[3])
-    assert "GraSP raises the gradient norm (weights): held" in sentence
-    assert "grasp 3 ±0" in sentence
+AGREEING = {
+    "magnitude": (0.1, 0.5, 0.7, 0.9, 0.9),
+    "loss_preservation": (0.2, 0.1, 0.8, 1.0, 0.8),
+    "grasp": (0.4, 0.9, 1.1, 3.0, 0.5),
+    "gradient_preservation": (0.3, 0.4, 1.0, 1.1, 0.7),
+}
+OPPOSED = {
+    **AGREEING,
+    "magnitude": (0.3, 0.1, 1.2, 0.9, 0.9),
+    "loss_preservation": (0.2, 0.5, 0.8, 1.0, 0.8),
+    "grasp": (0.4, 0.9, 1.1, 0.5, 0.8),
+}
+DIVERGED = {**AGREEING, "magnitude": (math.nan, 0.5, 0.7, 0.9, 0.9)}
+
+
+@pytest.mark.parametrize(
+    "numbers, held",
+    [
+        (AGREEING, [True] * 5),
+        (OPPOSED, [False] * 5),
+        (DIVERGED, [None, True, True, True, True]),
+    ],
+    ids=["agreeing", "opposed", "diverged"],
+)
+def test_claims_are_decided_by_their_numbers(numbers, held):
+    config = {"measures": list(numbers), "levels": ["weights"], "seeds": 2}
+    results = [run for name in numbers for run in _made_up(name, *numbers[name])]
+    decided = report.claims(config, results)
+    assert [claim["held"] for claim in decided] == held
+    said = verdicts({"config": config, "claims": decided})
+    assert len(said) == 5
+    words = {True: "held", False: "did not hold", None: "is undecided"}
+    assert f"converge faster (weights): **{words[held[0]]}**" in said[0]
+    assert f"GraSP raises the gradient norm (weights): **{words[held[3]]}**" in said[3]
+    assert f"grasp {numbers['grasp'][3]:.3g} ±0" in said[3]

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import jaxprune as jp
-from experiments import data, scale
+from experiments import data, mesh
 from experiments.config import (
     Checkpoints,
     Data,
@@ -20,11 +20,9 @@ from experiments.config import (
     Pruning,
     Scaled,
 )
+from experiments.feed import Feed, held_out, mesh_of
+from experiments.mesh import programs
 from experiments.models import network
-from experiments.pruners import PRUNERS
-from experiments.scale import _mesh
-from experiments.scale._feed import Feed, held_out
-from experiments.scale._programs import programs
 from tests.helpers import kept
 
 CONV = Scaled(
@@ -69,7 +67,7 @@ def trained(dataset, tmp_path_factory):
         key = config, devices
         if key not in found:
             folder = tmp_path_factory.mktemp("run")
-            outcome = scale.train(
+            outcome = mesh.train(
                 config, dataset, folder, devices=jax.devices()[:devices]
             )
             text = (folder / "metrics.jsonl").read_text()
@@ -107,7 +105,7 @@ def test_the_moving_mask_has_moved_within_its_count(trained, dataset):
     root = jax.random.key(MOVING.seed)
     params, _ = net.init(jax.random.fold_in(root, 0))
     key = jax.random.fold_in(root, 2)
-    start = PRUNERS["static"](MOVING.pruning, net, 4).find(key, params, 0, 0, 0.5)
+    start = jp.layerwise_mask(jp.random(key)(params), jp.erk(params, 0.5))
     pairs = list(zip(*map(jax.tree.leaves, (outcome.mask, start)), strict=True))
     assert any((np.asarray(a) != np.asarray(b)).any() for a, b in pairs)
     assert all(int(a.sum()) == int(b.sum()) for a, b in pairs)
@@ -133,7 +131,7 @@ def test_the_mask_is_what_snip_removes_from_the_initial_network(trained, dataset
     chosen = data.balanced(dataset.train, 10, jax.random.key(CONV.seed + 1))
 
     def loss_fn(params):
-        images = dataset.standardise(chosen.images)
+        images = dataset.standardize(chosen.images)
         logits, _ = net.apply(params, stats, images, train=False)
         return optax.softmax_cross_entropy_with_integer_labels(
             logits, chosen.labels
@@ -157,41 +155,40 @@ def test_each_kind_of_method_keeps_the_types_of_the_state_on_a_mesh(method, data
     config = dataclasses.replace(
         MOVING, method=method, pruning=Pruning(rounds=2), epochs=10
     )
-    mesh = _mesh.mesh_of(FULLY)
-    net = network(config.model, dataset.image_shape, dataset.classes)
-    feed = Feed(dataset.train, mesh, 64, 2, 0)
-    run = programs(config, net, dataset, mesh, feed.steps)
+    devices = mesh_of(FULLY)
+    feed = Feed(dataset.train, devices, 64, 2, 0)
+    run = programs(config, dataset, devices, feed.steps)
+    key = jax.random.key(0)
 
     def types(tree):
         return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
-    after, _ = jax.eval_shape(run.step, run.shapes, feed(0))
+    after, _ = jax.eval_shape(run.step, run.shapes, feed(0), key)
     assert types(after) == types(run.shapes)
     if run.prune is not None:
         scored = data.Split(
             jax.ShapeDtypeStruct((20, 8, 8, 1), jnp.uint8),
             jax.ShapeDtypeStruct((20,), jnp.int32),
         )
-        pruned = jax.eval_shape(run.prune, run.shapes, scored)
+        pruned = jax.eval_shape(run.prune, run.shapes, scored, key)
         assert types(pruned) == types(run.shapes)
-    mask = jax.eval_shape(run.mask, run.shapes)
+    mask = jax.eval_shape(run.mask, run.shapes.state, key)
     assert {leaf.dtype for leaf in jax.tree.leaves(mask)} == {jnp.dtype(bool)}
 
 
 def test_bfloat16_computes_and_float32_is_kept(dataset):
-    mesh = _mesh.mesh_of(Parallel())
+    devices, key = mesh_of(Parallel()), jax.random.key(0)
 
     def text(compute):
         config = dataclasses.replace(CONV, parallel=Parallel(compute=compute))
-        net = network(config.model, dataset.image_shape, dataset.classes)
-        run = programs(config, net, dataset, mesh, 2)
-        batch = Feed(dataset.train, mesh, 64, 1, 0)(0)
-        after, loss = jax.eval_shape(run.step, run.shapes, batch)
+        run = programs(config, dataset, devices, 2)
+        batch = Feed(dataset.train, devices, 64, 1, 0)(0)
+        after, loss = jax.eval_shape(run.step, run.shapes, batch, key)
         assert loss.dtype == jnp.float32
         assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(
             lambda x: x.dtype, run.shapes
         )
-        return str(jax.make_jaxpr(run.step)(run.shapes, batch))
+        return str(jax.make_jaxpr(run.step)(run.shapes, batch, key))
 
     assert "bf16" in text("bfloat16")
     assert "bf16" not in text("float32")
@@ -201,8 +198,7 @@ def test_bfloat16_computes_and_float32_is_kept(dataset):
 def test_each_epoch_feeds_every_image_once_in_an_order_of_its_own(
     dataset, microbatches
 ):
-    mesh = _mesh.mesh_of(Parallel(fsdp=2))
-    feed = Feed(dataset.train, mesh, 32, microbatches, seed=3)
+    feed = Feed(dataset.train, mesh_of(Parallel(fsdp=2)), 32, microbatches, seed=3)
     assert feed.steps == 4
 
     def epoch(number):
@@ -216,14 +212,14 @@ def test_each_epoch_feeds_every_image_once_in_an_order_of_its_own(
     np.testing.assert_array_equal(np.sort(first, 0), np.sort(images, 0))
     np.testing.assert_array_equal(np.sort(second, 0), np.sort(images, 0))
     assert (first != second).any()
-    one = Feed(dataset.train, _mesh.mesh_of(Parallel(), jax.devices()[:1]), 32, 1, 3)
+    one = Feed(dataset.train, mesh_of(Parallel(), jax.devices()[:1]), 32, 1, 3)
     np.testing.assert_array_equal(
         np.asarray(one(5).images).reshape(32, -1), second[32:64]
     )
 
 
 def test_held_out_images_are_all_seen_and_filled_up(dataset):
-    batches = list(held_out(dataset, _mesh.mesh_of(Parallel()), 50))
+    batches = list(held_out(dataset, mesh_of(Parallel()), 50))
     for name in ("validation", "test"):
         labels = np.concatenate([np.asarray(b.labels) for n, b in batches if n == name])
         assert len(labels) % 8 == 0
@@ -234,11 +230,11 @@ def test_held_out_images_are_all_seen_and_filled_up(dataset):
 
 def test_what_cannot_be_cut_is_refused(dataset, tmp_path):
     with pytest.raises(ValueError, match=r"fsdp is 3, but there are 8 devices"):
-        _mesh.mesh_of(Parallel(fsdp=3))
+        mesh_of(Parallel(fsdp=3))
     with pytest.raises(ValueError, match="batch_size is 60: 1 microbatches on 8"):
-        scale.train(dataclasses.replace(CONV, batch_size=60), dataset, tmp_path)
+        mesh.train(dataclasses.replace(CONV, batch_size=60), dataset, tmp_path)
     with pytest.raises(ValueError, match="batch_size is 640, but there are only 128"):
-        scale.train(dataclasses.replace(CONV, batch_size=640), dataset, tmp_path)
+        mesh.train(dataclasses.replace(CONV, batch_size=640), dataset, tmp_path)
     with pytest.raises(ValueError, match="'imp' trains several networks"):
         dataclasses.replace(CONV, method="imp")
     with pytest.raises(ValueError, match="'epi' decides between epochs"):

@@ -1,6 +1,7 @@
 """k_starts and dissipating, each against the same written out in NumPy."""
 
 import itertools
+import sys
 
 import chex
 import jax
@@ -12,7 +13,6 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
-from jaxprune import _dissipating, _k_starts
 from tests.helpers import (
     MASK,
     PARAMS,
@@ -427,9 +427,9 @@ def test_a_mask_set_by_hand_is_pruned_further():
 # Off the due steps nothing is done
 
 DUE = {
-    "k_starts": (_k_starts, "layerwise_mask", jp.k_starts(KEY, 2, 0.5, select_at=4)),
+    "k_starts": (jp.k_starts, "layerwise_mask", jp.k_starts(KEY, 2, 0.5, select_at=4)),
     "dissipating": (
-        _dissipating,
+        jp.dissipating,
         "global_mask",
         jp.dissipating(0.5, every=4, until=4),
     ),
@@ -438,7 +438,8 @@ DUE = {
 
 @pytest.mark.parametrize("link", DUE)
 def test_masks_are_made_on_due_updates_only_also_under_vmap(link, monkeypatch):
-    module, name, tx = DUE[link]
+    function, name, tx = DUE[link]
+    module = sys.modules[function.__module__]
     calls, original = [], getattr(module, name)
 
     def watched(*args, **options):

@@ -1,7 +1,7 @@
 """Masks that move, and sparse forward passes, on scikit-learn's handwritten digits.
 
-AC/DC cuts all layers by one threshold, at once: with 98 % removed, all that remains is
-in the last convolution, and the other layers are empty.
+AC/DC prunes all layers by one threshold at once. With 98 % removed, only the last
+convolution keeps any weights.
 
 Run: python -m experiments.run digits_dynamic
 """

@@ -1,9 +1,9 @@
 """Sparse µP: hyper-parameters of the dense network at every density, on digits.
 
-Random masks in the two hidden matrices of a multilayer perceptron, which has no
-normalisation that would hide the scale of its weights. The first and the last layer
-stay dense, so that of all weights 66, 79 and 85 % go: "neither", the same masks without
-multipliers, is what to compare with. "static" masks all layers, as ERK says.
+Random masks in the two hidden matrices of a multilayer perceptron, without
+normalization, which would hide the scale of the weights. The first and the last layer
+stay dense, so 66, 79 and 85 % of all weights are removed. Compare with "neither", the
+same masks without multipliers; "static" masks all layers, with ERK's densities.
 
 Run: python -m experiments.run digits_mup
 """

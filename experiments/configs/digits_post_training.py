@@ -1,19 +1,20 @@
 """Trained networks, pruned and not trained again, on scikit-learn's handwritten digits.
 
-Magnitude, Wanda and SparseGPT, each with as many weights of every layer removed, and
-with 2 of every 4 inputs kept, in LeNet-300-100. The latter two read 50 training images
-of each class, without labels.
+Magnitude, Wanda and SparseGPT in LeNet-300-100. Each removes the same number of weights
+from every layer, or keeps 2 of every 4 inputs. Wanda and SparseGPT read 50 training
+images of each class, without labels.
 
 Run: python -m experiments.run digits_post_training
 """
 
-from experiments.config import POST_TRAINING, Config, Data, Model, Pruning
+from experiments.config import Config, Data, Model, Pruning
+from experiments.methods import AFTER_TRAINING
 
 config = Config(
     data=Data("digits"),
     model=Model("lenet", widths=(300, 100)),
     pruning=Pruning(
-        methods=POST_TRAINING, sparsities=(0.5, 0.75, 0.9), examples_per_class=50
+        methods=AFTER_TRAINING, sparsities=(0.5, 0.75, 0.9), examples_per_class=50
     ),
     over_seeds="vmap",
     epochs=15,

@@ -1,9 +1,9 @@
 """K-starts, dissipating gradients and both (Haroon, 2022), on handwritten digits.
 
-Only the paper's abstract was at hand, so what it leaves open is ours: the fitness by
-which K-starts chooses, whether its masks share one training or have one each, and
-whether dissipating removes to a sparsity or by a threshold, its sparsity an outcome.
-"random" is a random mask from the start, "random_dropout" another in every step.
+We had only the paper's abstract, so three choices are ours: the fitness by which
+K-starts chooses; whether its masks share one training or have one each; and whether
+dissipating removes weights to a given sparsity or by a threshold. "random" is one
+random mask from the start, "random_dropout" a new one in every step.
 
 Run: python -m experiments.run digits_starts
 """

@@ -1,10 +1,10 @@
 """DRIVE and its rivals on MNIST, LeNet-300-100 (Saikumar & Varghese, 2024).
 
-The paper's data sets are larger; its claim is tried here at a size that two CPU cores
-run in minutes: what every method reaches, and how long its pruning takes beside
-iterative magnitude pruning with rewinding. The rest is methods that share the claim to
-be cheap, Haroon's (2022) two among them, sanity checks (the mask shuffled within
-layers, weights drawn anew, scores inverted), and DRIVE by its terms and normalisations.
+The paper's data sets are larger; this tests its claim at a size that two CPU cores run
+in minutes: the accuracy of every method, and the time of its pruning next to iterative
+magnitude pruning with rewinding. Other methods that claim to be cheap run too, among
+them Haroon's (2022) two, and so do sanity checks (the mask shuffled within layers,
+weights redrawn, scores inverted) and DRIVE by its terms and normalizations.
 
 Run: python -m experiments.run drive_mnist --data.dir=<TFDS folder>
 """

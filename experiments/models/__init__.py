@@ -1,8 +1,8 @@
 """The networks, in Flax NNX, and the two pure functions that experiments call.
 
-A network is ``init`` and ``apply`` over plain pytrees: ``params`` (what is trained and
-pruned) and ``stats`` (BatchNorm's running statistics). `PUBLISHED` holds the options of
-networks that papers name.
+A network is ``init`` and ``apply`` over plain pytrees: ``params`` (trained and pruned)
+and ``stats`` (BatchNorm's running statistics). `PUBLISHED` has the options of networks
+that papers name.
 """
 
 from collections.abc import Callable

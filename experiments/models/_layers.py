@@ -72,10 +72,10 @@ def by_patches(
 ) -> jax.Array:
     """A convolution without dilation as one matrix product over gathered patches.
 
-    On CPUs XLA runs a convolution twenty times slower inside ``lax.scan`` than outside,
-    where training has it, and as much slower on maps of 2x2; a matrix product is fast
-    everywhere. A depthwise convolution has nothing to contract: its shifted images are
-    weighed and summed. Other grouped convolutions fall back to XLA's own.
+    On CPUs XLA runs a convolution twenty times slower inside ``lax.scan``, where
+    training runs, than outside, and just as slowly on 2x2 maps; a matrix product is
+    fast everywhere. A depthwise convolution has nothing to contract: its shifted images
+    are weighted and summed. Other grouped convolutions fall back to XLA's own.
     """
     rows, columns, per_group, outputs = kernel.shape
     depthwise = per_group == 1 and outputs == feature_group_count > 1
@@ -108,8 +108,8 @@ def by_rows(
 ) -> jax.Array:
     """A convolution whose patches are one pixel high; the rows' products are summed.
 
-    A third as much is copied for 3x3 as by whole patches. On CPUs XLA's own takes as
-    long for 4 channels as for 16; this as long for 16, and a fifth for 4.
+    For 3x3 it copies a third of what whole patches copy. On CPUs XLA's own takes the
+    same time for 4 channels as for 16; this takes that time for 16, a fifth for 4.
     """
     rows, columns, *_ = kernel.shape
     padded = _padded(images, kernel, strides, padding)
@@ -129,11 +129,11 @@ def mixed(
     feature_group_count: int = 1,
     **options: Any,
 ) -> jax.Array:
-    """What is fast on CPUs: patches, rows of patches, or XLA's own convolution.
+    """Picks the fastest on CPUs: patches, rows of patches, or XLA's own convolution.
 
     Patches for depthwise and 1x1 convolutions and on maps of 2x2 pixels or less, rows
-    where there are at most 16 channels. A network that is shrunk keeps the choice that
-    was made for it before.
+    where there are at most 16 channels. A shrunk network keeps the choice that was made
+    for the full one.
     """
     rows, columns, per_group, outputs = kernel.shape
     depthwise = per_group == 1 and feature_group_count > 1

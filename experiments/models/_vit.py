@@ -52,7 +52,7 @@ class ViT(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and a multilayer perceptron, each on a normalised residual stream."""
+    """Attention and a multilayer perceptron, each on a normalized residual stream."""
 
     def __init__(self, width: int, heads: int, rngs: nnx.Rngs):
         self.norms = nnx.List(nnx.LayerNorm(width, rngs=rngs) for _ in range(2))

@@ -1,0 +1,93 @@
+r"""What the gradient flow predicts of a pruning, and what happened.
+
+With the weights :math:`P` removed, to first order
+
+.. math:: \Delta L = -\theta_P^T g, \qquad \Delta |g|^2 = -2\,\theta_P^T (Hg)_P .
+"""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.stats
+
+import jaxprune as jp
+
+
+def predicted_changes(flow: jp.Flow, before: Any, after: Any) -> dict[str, float]:
+    """What removing the weights that ``after`` lacks of ``before`` should change."""
+    lost = [b & ~a for b, a in zip(_leaves(before), _leaves(after), strict=True)]
+
+    def over_lost(tree: Any) -> float:
+        parts = zip(_leaves(flow.params), _leaves(tree), lost, strict=True)
+        return float(sum(np.sum(p * x, where=gone) for p, x, gone in parts))
+
+    return {
+        "loss": -over_lost(flow.gradient),
+        "squared_gradient": -2 * over_lost(flow.hessian_gradient),
+    }
+
+
+def rates(flow: jp.Flow) -> dict[str, float]:
+    """The rates of change along the flow, in total, and the norm that they change."""
+    found = jp.flow_rates(flow)
+    return {
+        "squared_norm": float(sum(np.sum(p**2) for p in _leaves(flow.params))),
+        "squared_gradient": -float(found.loss.total),
+        "rate_of_squared_norm": float(found.squared_norm.total),
+        "rate_of_squared_gradient": float(found.squared_gradient.total),  # pyright: ignore[reportOptionalMemberAccess]
+    }
+
+
+def correlations(scores: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Pearson's and Spearman's correlation of every two measures' prunable weights."""
+    flat = {name: _flat(tree) for name, tree in scores.items()}
+    ranks = {name: scipy.stats.rankdata(x) for name, x in flat.items()}
+    return {
+        f"{a}, {b}": {
+            "pearson": _correlation(flat[a], flat[b]),
+            "spearman": _correlation(ranks[a], ranks[b]),
+        }
+        for a, b in itertools.combinations(flat, 2)
+    }
+
+
+def mask_distance(before: Any, after: Any) -> float:
+    """The fraction of the prunable weights that two masks treat differently."""
+    return float(np.mean(_flat(before) != _flat(after)))
+
+
+def contribution_share(contribution: Any, before: Any, after: Any) -> float:
+    """How much less the removed weights contributed than their number would suggest.
+
+    The share of the removed weights in the contribution of all that were there, over
+    their share in the number: 1 for a random choice, below 1 for idle weights.
+    """
+    there, left, given = _flat(before), _flat(after), _flat(contribution)
+    lost = there & ~left
+    if not lost.any() or not given[there].any():
+        return float("nan")
+    return float(given[lost].mean() / given[there].mean())
+
+
+def logit_distance(logits: np.ndarray, reference: np.ndarray) -> float:
+    """How far a network's outputs are from another's, relative to their size."""
+    return float(np.linalg.norm(logits - reference) / np.linalg.norm(reference))
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    if a.std() == 0 or b.std() == 0:
+        return float("nan")
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def _leaves(tree: Any) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def _flat(tree: Any) -> np.ndarray:
+    """The leaves that `jaxprune.matrices` prunes, end to end."""
+    leaves = [leaf.ravel() for leaf in _leaves(tree) if leaf.ndim >= 2]
+    return np.concatenate(leaves)
