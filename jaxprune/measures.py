@@ -17,11 +17,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune import _checks
-from jaxprune._drive_terms import check_drive, normalized
-from jaxprune._flow import Flow, check_flow
-from jaxprune._prunable import matrices, select_prunable
 from jaxprune._types import Params, Prunable, Real, Scores
+from jaxprune.core import _checks
+from jaxprune.core._prunable import matrices, select_prunable
+from jaxprune.scores._drive_terms import check_drive, normalized
+from jaxprune.scores._flow import Flow, check_flow
 
 
 def magnitude(flow: Flow) -> Scores:

@@ -124,11 +124,11 @@ def test_what_was_altered_is_refused(tmp_path):
     def revive(tensors, metadata):
         import json
 
-        from jaxprune import _deploy
+        from jaxprune.io import _export
 
         tensors["w"] = np.ones((2, 4), np.float32)
         read = json.loads(metadata["jaxprune"])
-        read["tensors"]["w"] = _deploy._digest(tensors["w"])
+        read["tensors"]["w"] = _export._digest(tensors["w"])
         metadata["jaxprune"] = json.dumps(read)
 
     save()

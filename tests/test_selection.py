@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune import _counting, _host, _selection, _wide
+from jaxprune.core import _uint64
+from jaxprune.masks import _counting, _host, _selection
 
 SHAPES = [(300, 257), (7,), (40, 50), (8, 8), (8, 8), ()]
 
@@ -67,7 +68,7 @@ def test_equals_the_sort(dtype, restricted, select):
         leaves = scores_of(case, dtype)
         size = sum(x.size for x in leaves)
         for keep in (0, 1, 17, size // 10, size // 2, size - 5, size):
-            masks = select(leaves, _wide.wide(keep), eligible)
+            masks = select(leaves, _uint64.wide(keep), eligible)
             expected = reference(leaves, keep, eligible)
             for ours, theirs in zip(masks, expected, strict=True):
                 np.testing.assert_array_equal(ours, theirs, err_msg=case)
@@ -77,7 +78,7 @@ def test_subnormal_scores_are_told_apart():
     """Keys are integers, so that no processor flushes them to 0."""
     scores = np.arange(1, 2001, dtype=np.float32).reshape(40, 50) * np.float32(1e-42)
     for keep in (1, 500, 1999):
-        (mask,) = _select([jnp.asarray(scores)], _wide.wide(keep))
+        (mask,) = _select([jnp.asarray(scores)], _uint64.wide(keep))
         np.testing.assert_array_equal(mask, scores > np.sort(scores, None)[-keep - 1])
 
 
@@ -90,7 +91,7 @@ def test_mixed_dtypes_are_compared_as_numbers():
             strict=True,
         )
     ]
-    masks = _select(leaves, _wide.wide(1000))
+    masks = _select(leaves, _uint64.wide(1000))
     for ours, theirs in zip(masks, reference(leaves, 1000), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -99,7 +100,7 @@ def test_float64_scores_keep_their_digits_where_x64_is_off():
     with jax.enable_x64(True):
         scores = jnp.asarray([1.0, 1.0 + 1e-12, 1.0 + 2e-12, 1e300])
     assert scores.dtype == np.float64
-    (mask,) = _select([scores], _wide.wide(2))
+    (mask,) = _select([scores], _uint64.wide(2))
     np.testing.assert_array_equal(mask, [False, False, True, True])
 
 
@@ -107,7 +108,7 @@ def test_hundreds_of_leaves():
     rng = np.random.default_rng(0)
     shapes = [(8, 8), (3, 3, 4, 4), (5,)] * 100
     leaves = [jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes]
-    masks = _select(leaves, _wide.wide(1234))
+    masks = _select(leaves, _uint64.wide(1234))
     for ours, theirs in zip(masks, reference(leaves, 1234), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -130,7 +131,7 @@ def test_every_layout_counts_every_entry_once(shape):
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     for case in (x, np.round(x)):
         leaves = [jnp.asarray(case)]
-        (mask,) = _select(leaves, _wide.wide(x.size // 3))
+        (mask,) = _select(leaves, _uint64.wide(x.size // 3))
         np.testing.assert_array_equal(mask, reference(leaves, x.size // 3)[0])
 
 
@@ -140,7 +141,7 @@ def test_counting_is_exact_beyond_32_bits():
     Its partial counts are handed over as the walk would leave them.
     """
     partial = jnp.full((3, 2**10), 2**22, jnp.int32)
-    total = _wide.to_int(_wide.total(partial))
+    total = _uint64.to_int(_uint64.total(partial))
     assert total == 3 * 2**32
 
 
@@ -149,7 +150,7 @@ def test_flat_indices_are_exact_beyond_32_bits():
     shape = (1, 40, 2**20, 2**10)  # 40 * 2**30 entries
     index = 37 * 2**30 + 12 * 2**10 + 345
     stack = _counting.Stack(jax.ShapeDtypeStruct(shape, jnp.float32), None)
-    test = _counting.precedes(stack, _wide.wide([index]))
+    test = _counting.precedes(stack, _uint64.wide([index]))
     region = _counting.Region(shape, (0, 36, 11, 0), (1, 3, 3, 2**10))
     block = np.arange(36, 39)[:, None, None] * 2**30 + (
         np.arange(11, 14)[:, None] * 2**10 + np.arange(2**10)
@@ -163,7 +164,7 @@ def test_a_giant_tree_traces():
         jax.ShapeDtypeStruct((80, 8192, 8192), jnp.bfloat16),
         jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32),
     ]
-    masks = jax.eval_shape(_selection.best_of_all, leaves, _wide.wide(3 * 2**31))
+    masks = jax.eval_shape(_selection.best_of_all, leaves, _uint64.wide(3 * 2**31))
     assert [m.shape for m in masks] == [leaf.shape for leaf in leaves]
 
 
@@ -171,14 +172,14 @@ def test_vmap_over_counts_and_over_scores():
     leaves = scores_of("ties", jnp.float32)
     keeps = [10, 1000, 70_000]
     over_counts = jax.vmap(_selection.best_of_all, in_axes=(None, 0))
-    masks = jax.jit(over_counts)(leaves, jax.tree.map(jnp.asarray, _wide.wide(keeps)))
+    masks = jax.jit(over_counts)(leaves, jax.tree.map(jnp.asarray, _uint64.wide(keeps)))
     for i, keep in enumerate(keeps):
         for ours, theirs in zip(masks, reference(leaves, keep), strict=True):
             np.testing.assert_array_equal(ours[i], theirs)
 
     lanes = [scores_of("ties", jnp.float32, seed) for seed in range(3)]
     batched = jax.tree.map(lambda *xs: jnp.stack(xs), *lanes)
-    masks = jax.jit(jax.vmap(lambda x: _selection.best_of_all(x, _wide.wide(500))))(
+    masks = jax.jit(jax.vmap(lambda x: _selection.best_of_all(x, _uint64.wide(500))))(
         batched
     )
     for i, lane in enumerate(lanes):
@@ -206,7 +207,7 @@ def test_the_tie_search_on_an_explicit_mesh_indexes_its_own_shard():
     layout = jax.NamedSharding(mesh, jax.P(None, "d"))
     scores = jax.ShapeDtypeStruct((4, 8 * 1024, 1024), jnp.float32, sharding=layout)
     with jax.set_mesh(mesh):
-        select = jax.jit(lambda x: _selection.best_of_all([x], _wide.wide(1000)))
+        select = jax.jit(lambda x: _selection.best_of_all([x], _uint64.wide(1000)))
         memory = select.lower(scores).compile().memory_analysis()
     own = 4 * 1024 * 1024
     assert memory.output_size_in_bytes < 2 * own

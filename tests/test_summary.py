@@ -11,7 +11,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
-from jaxprune import _counting, _wide
+from jaxprune.core import _uint64
+from jaxprune.masks import _counting
 
 SHAPES = {"conv": (3, 3, 2, 8), "dense": (8, 4), "bias": (4,), "scale": ()}
 ULP = 2.0**-22  # Two roundings of a float32.
@@ -134,7 +135,7 @@ def test_sparsity_of_a_large_leaf():
 def test_sizes_beyond_32_bits(kept, monkeypatch):
     # Nothing reads the leaves here, so XLA does not make them; the counting of leaves
     # of such sizes has tests of its own.
-    words = jax.tree.map(jnp.asarray, _wide.wide([kept, 0, 0]))
+    words = jax.tree.map(jnp.asarray, _uint64.wide([kept, 0, 0]))
     monkeypatch.setattr(_counting, "count_true", lambda _: words)
     shapes = [(2**12, 2**20), (2**12, 2**20 - 1), (2**12,)]
     got = jax.jit(lambda: jp.sparsity([jnp.zeros(s, bool) for s in shapes]))()

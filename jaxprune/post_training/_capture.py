@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Literal
 
-from jaxprune import _checks
+from jaxprune.core import _checks
 from jaxprune.jaxpr._control import (
     CALLS,
     CUSTOM_DERIVATIVES,

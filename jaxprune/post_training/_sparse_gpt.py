@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune import _checks
-from jaxprune._placement import gathered, placed_like
-from jaxprune._prunable import matrices, select_prunable
 from jaxprune._types import Mask, Params, Prunable, Real
+from jaxprune.core import _checks
+from jaxprune.core._placement import gathered, placed_like
+from jaxprune.core._prunable import matrices, select_prunable
 from jaxprune.post_training._capture import Capture, Layout
-from jaxprune.post_training._solve import solve
+from jaxprune.post_training._obs import solve
 from jaxprune.post_training._wanda import check_found, layouts_of
 
 

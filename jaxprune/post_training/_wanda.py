@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune import _checks
-from jaxprune._placement import placed_like
-from jaxprune._precision import widened
-from jaxprune._prunable import matrices, select_prunable
 from jaxprune._types import Params, Prunable, ScoreFn, Scores
+from jaxprune.core import _checks
+from jaxprune.core._dtypes import widened
+from jaxprune.core._placement import placed_like
+from jaxprune.core._prunable import matrices, select_prunable
 from jaxprune.post_training._capture import Capture, Layout
 
 

@@ -1,6 +1,6 @@
 """Shrunk models as files: parameters with the specification to rebuild the function.
 
-The specification of the archive (`jaxprune._archive`) holds of every leaf its path,
+The specification of the archive (`jaxprune.io._archive`) holds of every leaf its path,
 type, shapes before and after, and the positions that stay along each narrowed axis; and
 what means are over.
 """
@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import _archive, _checks
+from jaxprune.core import _checks
+from jaxprune.io import _archive
 from jaxprune.structured._groups import Group, check_arrays
 from jaxprune.structured._narrow import narrow, removed_positions, sharded_like
 from jaxprune.structured._shrink import check_mean_width, small_function

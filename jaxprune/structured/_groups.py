@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxprune import _checks
+from jaxprune.core import _checks
 from jaxprune.structured._trace import Trace, trace_function
 
 _LAST = 1 << 60  # When raw parameters are produced.

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import _checks
 from jaxprune._types import Real
+from jaxprune.core import _checks
 from jaxprune.structured._groups import (
     Group,
     check_arrays,

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune import _checks
+from jaxprune.core import _checks
 from jaxprune.structured._groups import Group
 from jaxprune.structured._narrow import removed_positions, without_removed
 

@@ -9,8 +9,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxprune import _checks
-from jaxprune._summary import check_concrete
+from jaxprune.core import _checks
+from jaxprune.masks._summary import check_concrete
 from jaxprune.structured._adapters import divides, take
 from jaxprune.structured._groups import Group, check_groups, check_member
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxprune import _checks
 from jaxprune._types import Real
+from jaxprune.core import _checks
 from jaxprune.structured._groups import Group
 from jaxprune.structured._narrow import channels_removed
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune import _checks
+from jaxprune.core import _checks
 from jaxprune.structured._groups import Group, check_groups, check_member
 
 _REDUCTIONS = ("sum", "abs_sum", "l2", "mean")

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune import _checks
+from jaxprune.core import _checks
 from jaxprune.structured._groups import Group, check_arrays
 from jaxprune.structured._narrow import (
     Removed,

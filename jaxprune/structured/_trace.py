@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from jaxprune import _checks
+from jaxprune.core import _checks
 from jaxprune.jaxpr._control import open_jaxpr
 from jaxprune.structured._even import Even, even_axes
 from jaxprune.structured._labels import ONE, Labels, Value

@@ -1,0 +1,56 @@
+"""Where arrays lie: a mask or a score lies where its parameter does."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxprune.core import _checks
+
+
+def placed_like(array: jax.Array, leaf: Any) -> jax.Array:
+    """Moves an array to the devices of a leaf of its shape, outside ``jit``.
+
+    While tracing, the compiler decides, led by what the array is computed from.
+    """
+    if not isinstance(leaf, jax.Array) or not _checks.is_concrete((array, leaf)):
+        return array
+    same = array.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
+    return array if same else jax.device_put(array, leaf.sharding)
+
+
+def placed(leaves: Sequence[Any], arrays: Sequence[np.ndarray]) -> list[jax.Array]:
+    """Puts NumPy arrays where leaves of their sizes are, in the leaves' shapes."""
+    results = []
+    for leaf, array in zip(leaves, arrays, strict=True):
+        array = jnp.array(array.reshape(np.shape(leaf)))
+        pinned = isinstance(leaf, jax.Array) and leaf.committed
+        results.append(jax.device_put(array, leaf.sharding) if pinned else array)
+    return results
+
+
+def all_true(leaf: Any) -> jax.Array:
+    """A mask of a leaf's shape, where the leaf is, that keeps everything."""
+    if _checks.on_host(leaf):
+        return placed([leaf], [np.ones(np.shape(leaf), bool)])[0]
+    return jnp.ones_like(leaf, bool)
+
+
+def is_cut(sharding: NamedSharding) -> bool:
+    """Tells of a type's sharding whether devices share the array: Explicit meshes."""
+    return any(axis is not None for axis in sharding.spec)
+
+
+def gathered(array: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+    """The array whole on every device, and what lays another where it lay.
+
+    Only on Explicit meshes, where its type tells; elsewhere the compiler decides.
+    """
+    sharding = jax.typeof(array).sharding
+    if not is_cut(sharding):
+        return array, lambda other: other
+    whole = jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec()))
+    return whole, lambda other: jax.sharding.reshard(other, sharding)

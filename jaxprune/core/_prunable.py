@@ -1,0 +1,159 @@
+"""Which leaves may be pruned: functions of a tree to a tree of Python bools.
+
+They read paths, shapes and dtypes only, so they work on parameters, scores, tracers and
+``jax.ShapeDtypeStruct`` alike. They are never applied to a mask.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxprune._types import Params, Prunable
+from jaxprune.core import _checks
+
+
+def matrices(params: Params) -> Any:
+    """Selects the weight matrices and kernels: floating leaves of rank two or more.
+
+    Biases, normalisation scales and scalars stay dense. This is the default wherever a
+    function takes ``prunable``.
+
+    Args:
+      params: any pytree of arrays, tracers or ``jax.ShapeDtypeStruct``.
+
+    Returns:
+      A tree of Python bools with the structure of ``params``.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> jp.matrices({"kernel": jnp.zeros((3, 4)), "bias": jnp.zeros(4)})
+      {'bias': False, 'kernel': True}
+    """
+    return jax.tree.map(lambda p: _checks.is_floating(p) and p.ndim >= 2, params)
+
+
+def by_path(pattern: str) -> Prunable:
+    """Selects the floating leaves, of any rank, whose path matches a pattern.
+
+    The path is ``jax.tree_util.keystr(path, simple=True, separator="/")``, for example
+    ``layers/0/kernel``; an ``nnx.State`` ends its paths in ``/value``.
+
+    Args:
+      pattern: a regular expression, searched for anywhere in the path (`re.search`).
+
+    Returns:
+      A function ``prunable(params)`` to a tree of Python bools.
+
+    Raises:
+      TypeError: if ``pattern`` is not a string.
+      ValueError: if it is no regular expression.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> params = {"stem": {"kernel": jnp.zeros((3, 4))}, "head": jnp.zeros((4, 2))}
+      >>> jp.by_path("^stem/.*kernel")(params)
+      {'head': False, 'stem': {'kernel': True}}
+    """
+    what = "pattern must be a regular expression to search for in paths"
+    if not isinstance(pattern, str | re.Pattern):
+        raise TypeError(
+            f"{what}, such as 'stem|head'; got {_checks.described(pattern)}."
+        )
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"{what}; got {pattern!r}: {error}. re.escape(path) takes a path as it is."
+        ) from error
+
+    def prunable(params: Params) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, p: (
+                _checks.is_floating(p)
+                and compiled.search(_checks.path_str(path)) is not None
+            ),
+            params,
+        )
+
+    return prunable
+
+
+def divisible_by(m: int | Sequence[int], *, axis: int | Sequence[int] = -2) -> Prunable:
+    """Selects the matrices whose reduction axis can be cut into groups of ``m``.
+
+    For N:M and block sparsity: the other leaves stay dense, and `jaxprune.summary`
+    lists them.
+
+    Args:
+      m: the size of a group, at least 1; with several axes, one size for each.
+      axis: the axis that must be a multiple of ``m``, or several; -2 is the reduction
+        axis of Flax kernels.
+
+    Returns:
+      A function ``prunable(params)`` to a tree of Python bools.
+
+    Raises:
+      ValueError: if ``m`` is not a whole number of at least 1, or there is not one for
+        every axis.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> params = {"stem": jnp.zeros((3, 8)), "body": jnp.zeros((8, 8))}
+      >>> jp.divisible_by(4)(params)
+      {'body': True, 'stem': False}
+      >>> jp.divisible_by((1, 8), axis=(-2, -1))(params)
+      {'body': True, 'stem': True}
+    """
+    sizes = (m,) if not isinstance(m, Sequence) else tuple(m)
+    axes = (axis,) if not isinstance(axis, Sequence) else tuple(axis)
+    if len(sizes) != len(axes):
+        raise ValueError(
+            f"m must have one size for every axis; got m={m} and axis={axis}. For "
+            "blocks pass axis=(-2, -1)."
+        )
+    sizes = [_checks.static_count(size, "m", "weights in a group") for size in sizes]
+    axes = [_checks.check_axis(a) for a in axes]
+
+    def divides(p: Any) -> bool:
+        return all(
+            -p.ndim <= a < p.ndim and p.shape[a] % size == 0
+            for size, a in zip(sizes, axes, strict=True)
+        )
+
+    def prunable(params: Params) -> Any:
+        return jax.tree.map(
+            lambda p, is_matrix: is_matrix and divides(p), params, matrices(params)
+        )
+
+    return prunable
+
+
+def select_prunable(tree: Any, prunable: Prunable) -> list[bool]:
+    """One bool a leaf, in leaf order: chosen by ``prunable``, and not empty."""
+    _checks.check_callable(
+        prunable, "prunable", "such as jp.matrices or jp.by_path('kernel')"
+    )
+    chosen = prunable(tree)
+    if jax.tree.structure(chosen) != jax.tree.structure(tree):
+        raise ValueError(
+            "prunable must return a tree of the structure that it was given, one bool "
+            f"a leaf; got {jax.tree.structure(chosen)} for {jax.tree.structure(tree)}."
+        )
+    leaves, flags = jax.tree.leaves(tree), jax.tree.leaves(chosen)
+    for path, flag in zip(_checks.leaf_paths(tree), flags, strict=True):
+        if not isinstance(flag, bool | np.bool_):
+            raise TypeError(
+                f"prunable must return Python bools; for the leaf {path} it returned "
+                f"{type(flag).__name__}. Decide by path, shape and dtype, not by value."
+            )
+    flags = [bool(f) and np.size(x) > 0 for f, x in zip(flags, leaves, strict=True)]
+    if not any(flags):
+        raise ValueError(
+            "Nothing is prunable: prunable selects none of the leaves "
+            f"{_checks.leaf_paths(tree)[:5]}. The default, jp.matrices, takes floating "
+            "leaves of rank two or more; jp.by_path(pattern) takes any by their path."
+        )
+    return flags

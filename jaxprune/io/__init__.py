@@ -1,0 +1,1 @@
+"""Masks and models in files."""

@@ -1,0 +1,113 @@
+"""Masks as files, one bit a weight."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune._types import Mask
+from jaxprune.core import _checks
+from jaxprune.io import _archive
+
+_FORMAT = "jaxprune.mask 1"
+
+
+def save_mask(path: str | os.PathLike[str], mask: Any) -> None:
+    """Writes a mask to one file, one bit a weight.
+
+    The file is written under another name, flushed, and then renamed: at any moment
+    ``path`` holds the old file or the new one, whole.
+
+    Args:
+      path: where to; an existing file is replaced.
+      mask: a tree of bool, ``True`` = kept.
+
+    Returns:
+      None.
+
+    Raises:
+      TypeError: if a leaf is not bool.
+      ValueError: if there are no leaves, if two share a path, or if one lies on other
+        hosts too, naming it.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp, os, tempfile
+      >>> params = {"w": jnp.array([[3.0, -1.0], [0.5, 2.0]])}
+      >>> mask = jp.global_mask(jp.magnitude(params), 0.5)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = os.path.join(folder, "mask.npz")
+      ...     jp.save_mask(path, mask)
+      ...     again = jp.load_mask(path, params)
+      >>> again["w"]
+      Array([[ True, False],
+             [False,  True]], dtype=bool)
+    """
+    if not jax.tree.leaves(mask):
+        raise ValueError("mask has no leaves, so there is nothing to write.")
+    _checks.check_mask(mask, mask)
+    names = _checks.leaf_paths(mask)
+    _archive.check_paths(names, "mask")
+    leaves = []
+    for name, leaf in zip(names, jax.tree.leaves(mask), strict=True):
+        _archive.check_here(name, leaf)
+        fact = {"path": name, "shape": list(np.shape(leaf))}
+        leaves.append((fact, np.packbits(np.asarray(leaf))))
+    _archive.write(Path(path), {"format": _FORMAT}, leaves)
+
+
+def load_mask(path: str | os.PathLike[str], params: Any) -> Mask:
+    """Reads a mask, and verifies all of it before anything is returned.
+
+    Args:
+      path: a file that `save_mask` wrote.
+      params: the parameters that it is for: arrays, or ``jax.ShapeDtypeStruct`` with or
+        without shardings.
+
+    Returns:
+      A mask with the structure, shapes and shardings of ``params``; on the default
+      device if they say nothing.
+
+    Raises:
+      FileNotFoundError: if there is no file.
+      ValueError: if the file is truncated, altered, or of another kind; or if its
+        leaves are not those of ``params``, in paths or shapes, naming the leaf.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxprune as jp, os, tempfile
+      >>> mask = {"w": jnp.array([True, False, True])}
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = os.path.join(folder, "mask.npz")
+      ...     jp.save_mask(path, mask)
+      ...     jp.load_mask(path, {"w": jax.ShapeDtypeStruct((3,), jnp.float32)})
+      {'w': Array([ True, False,  True], dtype=bool)}
+    """
+    _, leaves = _archive.read(Path(path), _FORMAT, "save_mask")
+    found = {leaf["path"]: (tuple(leaf["shape"]), data) for leaf, data in leaves}
+    names = _checks.leaf_paths(params)
+    _archive.check_same_paths(names, found, path)
+    masks = []
+    for name, like in zip(names, jax.tree.leaves(params), strict=True):
+        shape, bits = found[name]
+        if tuple(np.shape(like)) != shape:
+            raise ValueError(
+                f"The leaf {name} of {path} is {shape}, but of params it is "
+                f"{tuple(np.shape(like))}. Pass the parameters that the mask is for."
+            )
+        masks.append(_placed(_unpacked(bits, shape), like))
+    return jax.tree.unflatten(jax.tree.structure(params), masks)
+
+
+def _unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    size = int(np.prod(shape, dtype=np.int64))
+    return np.unpackbits(bits, count=size).astype(bool).reshape(shape)
+
+
+def _placed(mask: np.ndarray, like: Any) -> jax.Array:
+    """Puts a mask where a leaf of its shape lies; each host its own part."""
+    sharding = getattr(like, "sharding", None)
+    if sharding is None:
+        return jnp.asarray(mask)
+    return jax.make_array_from_callback(mask.shape, sharding, lambda i: mask[i])

@@ -1,0 +1,321 @@
+"""What a function costs: parameters and FLOPs, dense and under a mask, from its jaxpr.
+
+A small forward interpretation. Every variable of the jaxpr carries a `Value`: the
+density of the weights that it is made of. Contractions are counted, and weighted by the
+densities of their operands; every other primitive hands densities on, or forgets them,
+as `jaxprune.jaxpr._density` says.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.interpreters.partial_eval import dce_jaxpr
+
+from jaxprune.core import _checks
+from jaxprune.jaxpr._control import (
+    inner_jaxprs,
+    open_jaxpr,
+    read_branches,
+    read_manual_axes,
+    read_scan,
+)
+from jaxprune.jaxpr._density import (
+    ACTIVE,
+    DENSE,
+    ZERO,
+    Value,
+    densities,
+    forgotten,
+    joined,
+    moved,
+    shape_of,
+)
+from jaxprune.masks._summary import check_concrete, kept_counts
+
+
+def cost(fn: Callable[..., Any], params: Any, *inputs: Any, mask: Any = None) -> "Cost":
+    r"""Counts the parameters and the floating-point operations of one call.
+
+    The FLOPs are those of the contractions in the jaxpr of ``fn(params, *inputs)``,
+    matrix products and convolutions wherever they sit, a multiply-add being 2:
+
+    .. math:: F = \sum_c 2 n_c, \qquad F_\text{sparse} = \sum_c 2 n_c \prod_w d_w ,
+
+    with :math:`n_c` the multiply-adds of contraction :math:`c`, and :math:`d_w` the
+    densities (fractions kept) of the weights that it reads.
+
+    *What runs.* ``scan`` counts its length times, ``cond`` its dearest branch (for each
+    of the two numbers), ``shard_map`` every shard, a Pallas kernel every point of its
+    grid. What nothing uses is not counted (the loss in ``jax.grad(loss_fn)``); what
+    ``jax.checkpoint`` recomputes is. Opaque kernels (``ffi_call``, cuDNN attention,
+    callbacks) count as 0. A convolution counts, per spatial axis, kernel size times the
+    smaller of input and output size: taps on the padding count, as in publications,
+    zeros that dilation inserts do not. So a convolution costs the same as its gradient
+    by the input, and as its gradient by the kernel.
+
+    *Densities* assume that the kept weights are spread evenly over their leaf. They are
+    followed through casts, negation and other functions with f(0) = 0, products,
+    reshapes, transpositions, slices, gathers, concatenations, the stacked weights of a
+    ``scan``, and into every sub-jaxpr. A sum of two weights counts with the sum of
+    their densities, at most 1. Whatever else is computed from weights is dense, and so
+    are activations and cotangents, also if they meet a masked scale or bias: what is
+    computed from a floating input. (Inputs of other types may be masks of weights.) The
+    gradient by a weight is a dense contraction.
+    If both operands stem from weights (a low-rank product), their densities multiply,
+    as for independent leaves, and the result is dense.
+
+    Args:
+      fn: any traceable function; it is traced, never run.
+      params: the parameters, any pytree of arrays or ``jax.ShapeDtypeStruct``.
+      *inputs: the other arguments, arrays or ``jax.ShapeDtypeStruct``. Close over what
+        is not an array.
+      mask: a concrete tree of bool like ``params``, True = kept; None: all are kept.
+
+    Returns:
+      A `Cost` of Python ints. Without a mask nonzero = params, sparse_flops = flops.
+
+    Raises:
+      TypeError: if a leaf of ``params`` is not an array, or ``mask`` is not bool or has
+        no values.
+      ValueError: if ``mask`` and ``params`` differ in structure or shapes, or if a
+        contraction sits in a ``while_loop`` (or in a kernel with a dynamic grid), as
+        nothing says how often it runs.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxprune as jp
+      >>> def apply_fn(params, x):
+      ...     return jax.nn.relu(x @ params["w"]) @ params["v"]
+      >>> params = {"w": jnp.ones((8, 4)), "v": jnp.ones((4, 2))}
+      >>> mask = {"w": jnp.arange(32).reshape(8, 4) < 8, "v": jnp.ones((4, 2), bool)}
+      >>> jp.cost(apply_fn, params, jax.ShapeDtypeStruct((10, 8), "float32"), mask=mask)
+      Cost(params=40, nonzero=16, flops=800, sparse_flops=320)
+    """
+    sizes = _sizes(params)
+    kept = sizes
+    if mask is not None:
+        _checks.check_mask(mask, params)
+        check_concrete(mask, "cost")
+        kept = _kept(mask)
+    closed = jax.make_jaxpr(fn)(params, *inputs)
+    jaxpr, _ = dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals), True)
+    weights = [
+        Value(Fraction(k, size) if size else Fraction(1), object())
+        for k, size in zip(kept, sizes, strict=True)
+    ]
+    given = jax.tree.leaves(inputs)  # Those that are not floats may be masks.
+    rest = [ACTIVE if _checks.is_floating(leaf) else DENSE for leaf in given]
+    work, _ = _walk(jaxpr, [*weights, *rest])
+    return Cost(sum(sizes), sum(kept), work.flops, round(work.sparse))
+
+
+class Cost(NamedTuple):
+    """What one call of a function costs.
+
+    Attributes:
+      params: the number of entries of all leaves of the parameters.
+      nonzero: how many of them the mask keeps.
+      flops: the floating-point operations of the contractions.
+      sparse_flops: those that the kept weights need, rounded to a whole number.
+    """
+
+    params: int
+    nonzero: int
+    flops: int
+    sparse_flops: int
+
+
+class _Work(NamedTuple):
+    flops: int
+    sparse: Fraction
+
+
+_NO_WORK = _Work(0, Fraction(0))
+
+
+def _walk(jaxpr: Jaxpr, inputs: Sequence[Value]) -> tuple[_Work, list[Value]]:
+    """Adds up the work of a jaxpr's equations, and follows densities to its outputs."""
+    known = dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(atom: Any) -> Value:
+        if isinstance(atom, Literal):
+            return ZERO if np.ndim(atom.val) == 0 and atom.val == 0 else DENSE
+        return known.get(atom, DENSE)
+
+    flops, sparse = _NO_WORK
+    for eqn in jaxpr.eqns:
+        work, outputs = _equation(eqn, [read(atom) for atom in eqn.invars])
+        flops, sparse = flops + work.flops, sparse + work.sparse
+        known.update(zip(eqn.outvars, outputs, strict=True))
+    return _Work(flops, sparse), [read(atom) for atom in jaxpr.outvars]
+
+
+def _equation(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
+    name = eqn.primitive.name
+    if name in _CONTRACTIONS:
+        flops = 2 * _CONTRACTIONS[name](eqn)
+        share = math.prod((v.density for v in values[:2]), start=Fraction(1))
+        return _Work(flops, flops * share), [forgotten(values)] * len(eqn.outvars)
+    if name in _CONTROL:
+        return _CONTROL[name](eqn, values)
+    if inner_jaxprs(eqn):
+        return _call(eqn, values)
+    return _NO_WORK, densities(eqn, values)
+
+
+def _dot_general(eqn: JaxprEqn) -> int:
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    lhs, out = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
+    return math.prod(out) * math.prod(lhs[i] for i in contracted)
+
+
+def _ragged_dot(eqn: JaxprEqn) -> int:
+    # Each row of the left meets the matrix of one group.
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    (_, contracted), (_, batch) = numbers.dot_dimension_numbers
+    lhs, rhs = map(shape_of, eqn.invars[:2])
+    shared = {*contracted, *batch, *numbers.rhs_group_dimensions}
+    return math.prod(lhs) * math.prod(n for i, n in enumerate(rhs) if i not in shared)
+
+
+def _convolution(eqn: JaxprEqn) -> int:
+    lhs_spec, rhs_spec, out_spec = eqn.params["dimension_numbers"]
+    lhs, rhs, out = map(shape_of, [*eqn.invars, *eqn.outvars])
+    channels = out[out_spec[0]] * out[out_spec[1]] * rhs[rhs_spec[1]]
+    axes = zip(lhs_spec[2:], rhs_spec[2:], out_spec[2:], strict=True)
+    return channels * math.prod(min(lhs[i], out[o]) * rhs[k] for i, k, o in axes)
+
+
+_CONTRACTIONS = {
+    "conv_general_dilated": _convolution,
+    "dot_general": _dot_general,
+    "ragged_dot_general": _ragged_dot,
+    "scaled_dot": _dot_general,
+}
+
+
+def _scan(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
+    scan = read_scan(eqn)
+    body, length = open_jaxpr(scan.body)[0], scan.length
+    consts, carry, xs = scan.split(values)
+    carry, xs = moved(carry), moved(xs)
+    while True:  # A carry keeps its density if the body never raises it.
+        work, outputs = _walk(body, [*consts, *carry, *xs])
+        after = outputs[: len(carry)]
+        settled = [_settled(c, o) for c, o in zip(carry, after, strict=True)]
+        if settled == carry:
+            break
+        carry = settled
+    work = _Work(length * work.flops, length * work.sparse)
+    return work, [*carry, *moved(outputs[len(carry) :])]
+
+
+def _settled(before: Value, after: Value) -> Value:
+    """What a carry is, by what it was taken for and what a turn makes of it."""
+    if after is ACTIVE:
+        return ACTIVE
+    kept = after.density <= before.density and (before is not ZERO or after is ZERO)
+    return before if kept else DENSE
+
+
+def _cond(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
+    branches = [_walk(open_jaxpr(b)[0], values[1:]) for b in read_branches(eqn)]
+    works = [work for work, _ in branches]
+    work = _Work(max(w.flops for w in works), max(w.sparse for w in works))
+    outputs = zip(*[outputs for _, outputs in branches], strict=True)
+    return work, [joined(alternatives) for alternatives in outputs]
+
+
+def _while(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
+    del values
+    return _refuse_work(eqn, "a while_loop")
+
+
+def _pallas_call(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
+    grid = eqn.params["grid_mapping"].grid
+    if not all(isinstance(n, int | np.integer) for n in grid):
+        return _refuse_work(eqn, "a Pallas kernel with a dynamic grid")
+    return _repeated(eqn, values, math.prod(map(int, grid)))
+
+
+def _shard_map(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
+    sizes = [eqn.params["mesh"].shape[axis] for axis in read_manual_axes(eqn)]
+    return _repeated(eqn, values, math.prod(sizes))
+
+
+def _repeated(
+    eqn: JaxprEqn, values: list[Value], times: int
+) -> tuple[_Work, list[Value]]:
+    work, outputs = _call(eqn, values)
+    return _Work(times * work.flops, times * work.sparse), outputs
+
+
+_CONTROL = {
+    "cond": _cond,
+    "pallas_call": _pallas_call,
+    "scan": _scan,
+    "shard_map": _shard_map,
+    "while": _while,
+}
+
+
+def _call(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
+    """Enters the jaxprs in an equation's parameters, whatever the primitive is."""
+    flops, sparse, outputs = 0, Fraction(0), [DENSE] * len(eqn.outvars)
+    for jaxpr in inner_jaxprs(eqn):
+        same = _ranks(jaxpr.invars) == _ranks(eqn.invars)
+        inputs = values if same else [DENSE] * len(jaxpr.invars)
+        work, inner = _walk(jaxpr, inputs)
+        flops, sparse = flops + work.flops, sparse + work.sparse
+        if len(inner) == len(outputs):
+            outputs = inner
+    return _Work(flops, sparse), outputs
+
+
+def _refuse_work(eqn: JaxprEqn, where: str) -> tuple[_Work, list[Value]]:
+    """Raises if an equation that runs an unknown number of times has work to do."""
+    work = [_walk(j, [DENSE] * len(j.invars))[0] for j in inner_jaxprs(eqn)]
+    if any(w.flops for w in work):
+        raise ValueError(
+            f"fn has a contraction inside {where}, and nothing says how often it runs. "
+            "Write the loop as jax.lax.scan, or as a fori_loop whose bounds are Python "
+            "ints; or take cost of the loop's body alone and multiply it."
+        )
+    return _NO_WORK, [DENSE] * len(eqn.outvars)
+
+
+def _ranks(atoms: Sequence[Any]) -> list[int]:
+    return [len(shape_of(atom)) for atom in atoms]
+
+
+def _kept(mask: Any) -> list[int]:
+    """Counts the kept weights of every leaf; on a single CPU, without compiling."""
+    leaves = jax.tree.leaves(mask)
+    if all(_is_on_host(leaf) for leaf in leaves):
+        return [int(np.count_nonzero(np.asarray(leaf))) for leaf in leaves]
+    return kept_counts(mask)
+
+
+def _is_on_host(leaf: Any) -> bool:
+    if not isinstance(leaf, jax.Array):
+        return True
+    return [device.platform for device in leaf.devices()] == ["cpu"]
+
+
+def _sizes(params: Any) -> list[int]:
+    """Lists the number of entries of every leaf."""
+    sizes = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not hasattr(leaf, "shape") and not isinstance(leaf, bool | int | float):
+            raise TypeError(
+                f"params: the leaf {_checks.path_str(path)} is a "
+                f"{type(leaf).__name__}, not an array. Split it off and close over it: "
+                "nnx.split(model, nnx.Param, ...), equinox.partition(model, "
+                "equinox.is_array)."
+            )
+        sizes.append(math.prod(np.shape(leaf)))
+    return sizes

@@ -1,0 +1,1 @@
+"""Masks from scores, and what a mask keeps."""

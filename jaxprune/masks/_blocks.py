@@ -1,0 +1,163 @@
+"""Masks of whole blocks over the last two axes of a kernel."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune._types import Mask, Prunable, Scores
+from jaxprune.core import _checks
+from jaxprune.core._dtypes import precision_of, widened
+from jaxprune.core._placement import placed_like
+from jaxprune.core._prunable import matrices, select_prunable
+from jaxprune.masks._threshold import global_mask, layerwise_mask
+
+_POOLS = {"sum": jnp.sum, "max": jnp.max}
+_SCOPES = {"global": global_mask, "layerwise": layerwise_mask}
+
+
+def block_mask(
+    scores: Scores,
+    sparsity: Any,
+    block: Sequence[int],
+    *,
+    scope: str = "global",
+    reduce: str = "sum",
+    prunable: Prunable = matrices,
+    prior: Mask | None = None,
+) -> Mask:
+    r"""Keeps the best-scoring blocks of the last two axes, whole.
+
+    The pattern that block-sparse kernels run fast. A leaf of shape
+    :math:`(\dots, m, n)` is cut into blocks of :math:`b_1 \times b_2`; the block at
+    (i, j) scores
+
+    .. math:: S_{ij} = \sum_{k \in B_{ij}} s_k
+
+    (or the largest of them), and blocks are kept as `global_mask` and `layerwise_mask`
+    keep weights: exactly ``round(sparsity * blocks)`` go, ties from the last in leaf
+    order. A convolution's kernel (H, W, I, O) is cut along I and O, each tap by itself.
+
+    Args:
+      scores: a tree of floating arrays, larger = keep; NaN and infinities as in
+        `global_mask`, and a sum of inf and -inf is NaN. Half precision is summed in
+        float32.
+      sparsity: fraction of blocks removed, in [0, 1), which is that of prunable
+        weights: a number, or for ``scope="layerwise"`` also a tree of numbers, such as
+        `erk` returns.
+      block: the shape of a block, two whole numbers; (1, 1) prunes single weights.
+      scope: ``"global"``, one threshold for the blocks of all leaves, or
+        ``"layerwise"``, one a leaf.
+      reduce: ``"sum"`` or ``"max"``, how a block's scores become one. The mean ranks
+        blocks of one size as the sum does.
+      prunable: which leaves take part; ``jp.divisible_by(block, axis=(-2, -1))`` leaves
+        those that do not divide dense.
+      prior: a mask. What it prunes stays pruned, and adds nothing to the score of its
+        block; a block with nothing left counts
+        toward ``sparsity``, and if more are empty already, the prior is returned.
+
+    Returns:
+      A mask with the structure, shapes and sharding of ``scores``. A sharded axis cut
+      within its shards is not moved.
+
+    Raises:
+      ValueError: if ``block``, ``scope`` or ``reduce`` is not one of these, a prunable
+        leaf does not divide into blocks, and as `global_mask` and `layerwise_mask` do.
+      TypeError: if a leaf is not floating, or ``prior`` is not bool.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> scores = {"w": jnp.array([[9.0, 0.0, 5.0, 5.0], [0.0, 0.0, 5.0, 5.0]])}
+      >>> print(jp.block_mask(scores, 0.5, (2, 2))["w"])
+      [[False False  True  True]
+       [False False  True  True]]
+
+    References:
+      Narang et al., `Block-Sparse Recurrent Neural Networks
+      <https://arxiv.org/abs/1711.02782>`_, 2017, which scores a block by its largest
+      weight.
+    """
+    _check_options(block, scope, reduce)
+    _checks.check_floating(scores, "scores")
+    if prior is not None:
+        _checks.check_mask(prior, scores, "prior")
+    flags = select_prunable(scores, prunable)
+    block = [int(entries) for entries in block]
+    _check_divisible(scores, block, flags)
+    chosen = jax.tree.structure(scores).unflatten(flags)
+
+    def pooled(leaf: Any, flag: bool) -> Any:
+        return _pooled(leaf, block, _POOLS[reduce]) if flag else leaf
+
+    with precision_of(scores):
+        live = widened(scores)
+        if prior is not None:  # What it prunes adds nothing to its block.
+            nothing = 0.0 if reduce == "sum" else -jnp.inf
+            live = jax.tree.map(lambda s, m: jnp.where(m, s, nothing), live, prior)
+        blocks = jax.tree.map(pooled, live, chosen)
+    left = None
+    if prior is not None:
+        left = jax.tree.map(
+            lambda m, flag: _pooled(m, block, jnp.any) if flag else m, prior, chosen
+        )
+    kept = _SCOPES[scope](blocks, sparsity, prunable=lambda _: chosen, prior=left)
+    mask = jax.tree.map(lambda m, flag: _spread(m, block) if flag else m, kept, chosen)
+    if prior is not None:
+        mask = jax.tree.map(jnp.logical_and, mask, prior)
+    return jax.tree.map(placed_like, mask, scores)
+
+
+def _check_options(block: Any, scope: str, reduce: str) -> None:
+    if not isinstance(block, tuple | list) or len(block) != 2:
+        raise ValueError(
+            "block must be the shape of a block over the last two axes, such as "
+            f"(4, 4); got {block!r}."
+        )
+    for entries in block:
+        _checks.static_count(entries, "block", "weights along each axis")
+    for name, value, known in (("scope", scope, _SCOPES), ("reduce", reduce, _POOLS)):
+        if value not in known:
+            raise ValueError(
+                f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}."
+            )
+
+
+def _check_divisible(scores: Any, block: Sequence[int], flags: Sequence[bool]) -> None:
+    paths = _checks.leaf_paths(scores)
+    for path, leaf, flag in zip(paths, jax.tree.leaves(scores), flags, strict=True):
+        whole = leaf.ndim >= 2 and not any(
+            size % entries for size, entries in zip(leaf.shape[-2:], block, strict=True)
+        )
+        if flag and not whole:
+            raise ValueError(
+                f"The leaf {path} of shape {leaf.shape} cannot be cut into blocks of "
+                f"{tuple(block)} over its last two axes. Pass "
+                f"prunable=jp.divisible_by({tuple(block)}, axis=(-2, -1)) to leave "
+                "such leaves dense."
+            )
+
+
+def _pooled(leaf: Any, block: Sequence[int], pool: Callable[..., jax.Array]) -> Any:
+    """Reduces blocks of the last two axes: (..., m, n) to (..., m / b1, n / b2).
+
+    One axis after the other: an Explicit mesh splits one sharded axis a reshape.
+    """
+    for axis, size in zip((-2, -1), block, strict=True):
+        axis = leaf.ndim + axis
+        *lead, length = leaf.shape[: axis + 1]
+        cut = (*lead, length // size, size, *leaf.shape[axis + 1 :])
+        leaf = pool(jnp.reshape(leaf, cut), axis=axis + 1)
+    return leaf
+
+
+def _spread(mask: jax.Array, block: Sequence[int]) -> jax.Array:
+    """Gives every entry of a block the block's."""
+    for axis, size in zip((-2, -1), block, strict=True):
+        axis = mask.ndim + axis
+        *lead, length = mask.shape[: axis + 1]
+        rest = mask.shape[axis + 1 :]
+        wide = jnp.expand_dims(mask, axis + 1)
+        wide = jnp.broadcast_to(wide, (*lead, length, size, *rest))
+        mask = wide.reshape(*lead, length * size, *rest)
+    return mask

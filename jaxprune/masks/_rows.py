@@ -1,0 +1,111 @@
+"""Masks that compare scores within each output of a layer only."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune._types import Mask, Prunable, Real, Scores
+from jaxprune.core import _checks, _uint64
+from jaxprune.core._placement import all_true, gathered, placed_like
+from jaxprune.core._prunable import matrices, select_prunable
+from jaxprune.core._uint64 import Wide
+from jaxprune.masks import _host
+from jaxprune.masks._selection import best_of_all
+
+
+def row_mask(
+    scores: Scores,
+    sparsity: Real,
+    *,
+    axis: int | Sequence[int] | Mapping[str, Sequence[int]] = -2,
+    prunable: Prunable = matrices,
+) -> Mask:
+    """Keeps the best-scoring weights of every output: as many in each.
+
+    Of the n weights of one output exactly ``round(sparsity * n)`` are removed. Ties go
+    to the lower index; NaN ranks below -inf.
+
+    Args:
+      scores: a tree of floating arrays, larger = keep.
+      sparsity: fraction of every row removed, in [0, 1), a Python number.
+      axis: the axes that number the inputs of an output, together one row: an axis or
+        several for all leaves, or a mapping from paths to axes, as `input_axes`
+        returns. -2 is the input axis of Flax's dense kernels.
+      prunable: which leaves take part; the others are kept whole.
+
+    Returns:
+      A mask with the structure, shapes and sharding of ``scores``. On an Explicit mesh
+      a leaf is gathered while its turn lasts.
+
+    Raises:
+      ValueError: if ``sparsity`` is not in [0, 1) or not known while tracing, a leaf
+        lacks an axis, nothing is prunable, or, outside ``jit``, a score is NaN.
+      TypeError: if a leaf is not floating, or an axis no integer.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> scores = {"w": jnp.array([[1.0, 9.0], [2.0, 8.0]])}
+      >>> jp.row_mask(scores, 0.5)
+      {'w': Array([[False,  True],
+             [ True, False]], dtype=bool)}
+
+    References:
+      Sun et al., `A Simple and Effective Pruning Approach for Large Language Models
+      <https://arxiv.org/abs/2306.11695>`_, ICLR 2024, Section 3.
+    """
+    _checks.check_floating(scores, "scores")
+    _checks.check_no_nans(scores, "scores")
+    _checks.check_sparsity(sparsity)
+    sparsity = _checks.static_sparsity(sparsity, "row_mask", "sparsity")
+    flags = select_prunable(scores, prunable)
+    leaves, structure = jax.tree.flatten(scores)
+    masks = []
+    paths = _checks.leaf_paths(scores)
+    for path, leaf, flag in zip(paths, leaves, flags, strict=True):
+        if not flag:
+            masks.append(all_true(leaf))
+            continue
+        axes = _axes(axis, path, leaf)
+        order = [*(i for i in range(leaf.ndim) if i not in axes), *axes]
+        whole, laid = gathered(leaf)
+        moved = jnp.transpose(whole, order)
+        size = math.prod(leaf.shape[i] for i in axes)
+        keep = size - round(sparsity * size)
+        mask = _best_of_rows(moved.reshape(-1, size), _uint64.wide(keep))
+        mask = mask.reshape(moved.shape)
+        back = [order.index(i) for i in range(leaf.ndim)]
+        masks.append(placed_like(laid(jnp.transpose(mask, back)), leaf))
+    return jax.tree.unflatten(structure, masks)
+
+
+def _best_of_rows(rows: jax.Array, keep: Wide) -> jax.Array:
+    return (
+        _host.best_of_rows(rows, keep) if _checks.on_host(rows) else _each(rows, keep)
+    )
+
+
+@jax.jit
+def _each(rows: jax.Array, keep: Wide) -> jax.Array:
+    return jax.vmap(lambda row: best_of_all([row], keep)[0])(rows)
+
+
+def _axes(axis: Any, path: str, leaf: Any) -> tuple[int, ...]:
+    if isinstance(axis, Mapping):
+        if path not in axis:
+            raise ValueError(
+                f"axis has no entry for the leaf {path}; it names {list(axis)[:5]}. "
+                "Leave the leaf out with prunable=jp.by_path(pattern)."
+            )
+        axis = axis[path]
+    several = isinstance(axis, Sequence) and not isinstance(axis, str)
+    axes = [_checks.check_axis(a) for a in (axis if several else [axis])]
+    known = range(-leaf.ndim, leaf.ndim)
+    if not axes or not all(a in known for a in axes):
+        raise ValueError(
+            f"The leaf {path} of shape {leaf.shape} does not have the axes {(*axes,)}: "
+            f"axis numbers one or more, from {known[0]} to {known[-1]}."
+        )
+    return tuple(sorted({a % leaf.ndim for a in axes}))

@@ -1,0 +1,262 @@
+"""How much a mask removes: one number for a log, or a table for a reader."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune._types import Prunable
+from jaxprune.core import _checks, _uint64
+from jaxprune.core._prunable import matrices, select_prunable
+from jaxprune.masks import _counting
+
+_HEADER = ("path", "shape", "prunable", "kept", "size", "sparsity")
+
+
+def sparsity(mask: Any, params: Any = None, *, prunable: Prunable = matrices) -> Any:
+    r"""Measures the fraction of weights that a mask removes.
+
+    With :math:`|m|` the number of weights and :math:`\|m\|_0` the number kept,
+
+    .. math:: s = (|m| - \|m\|_0) \, / \, |m| .
+
+    Without ``params`` the sums run over all leaves; with ``params`` over the leaves
+    that may be pruned, which is the sparsity that `jaxprune.global_mask` is asked for.
+    The counts are exact up to :math:`2^{44}` weights; only the quotient is rounded, to
+    one unit in the last place. It runs under ``jit``: a train step may log it from the
+    mask in the optimizer state.
+
+    Args:
+      mask: a tree of bool, True = kept.
+      params: the parameters, or their ``jax.ShapeDtypeStruct``; read by ``prunable``.
+      prunable: which leaves of ``params`` count; unused without ``params``.
+
+    Returns:
+      A float32 scalar array in [0, 1]: exactly 0 if all is kept, 1 if nothing is.
+
+    Raises:
+      TypeError: if a leaf of ``mask`` is not bool.
+      ValueError: if ``mask`` and ``params`` differ in structure or shapes, if nothing
+        is prunable, or if there are no weights to count.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> params = {"kernel": jnp.ones((2, 4)), "bias": jnp.ones(4)}
+      >>> mask = {"kernel": jnp.arange(8).reshape(2, 4) < 2, "bias": jnp.ones(4, bool)}
+      >>> print(jp.sparsity(mask), jp.sparsity(mask, params))
+      0.5 0.75
+    """
+    _checks.check_mask(mask, mask if params is None else params)
+    leaves = jax.tree.leaves(mask)
+    if params is not None:
+        flags = select_prunable(params, prunable)
+        leaves = [m for m, flag in zip(leaves, flags, strict=True) if flag]
+    leaves = [jnp.asarray(m) for m in leaves if np.size(m)]
+    if not leaves:
+        raise ValueError(
+            "sparsity has no weights to count: the mask has no leaves, or only empty "
+            "ones. Pass the mask that a mask builder returned."
+        )
+    kept = _uint64.sum_of(_counting.count_true(leaves))
+    size = sum(leaf.size for leaf in leaves)
+    removed = _uint64.to_float(_uint64.subtract(_uint64.wide(size), kept))
+    # XLA divides by a constant as it multiplies by the inverse: 41 / 41 is not 1.
+    nothing = (kept.high | kept.low) == 0
+    return jnp.where(nothing, jnp.float32(1), removed / jnp.float32(size))
+
+
+def summary(params: Any, mask: Any, *, prunable: Prunable = matrices) -> "Summary":
+    """Counts, leaf by leaf, what a mask keeps, and warns of layers that it cuts off.
+
+    Printed, it is a table; read as data, a tuple of exact Python numbers. It warns of a
+    leaf without a kept weight (layer collapse), and of dead units: entries of the last
+    axis of a prunable leaf of rank two or more whose incoming weights are all pruned.
+
+    Args:
+      params: any pytree of arrays, or their ``jax.ShapeDtypeStruct``.
+      mask: a concrete tree of bool with the structure and shapes of ``params``, True =
+        kept.
+      prunable: which leaves may be pruned; it decides which of them enter the first of
+        the two totals.
+
+    Returns:
+      A `Summary`.
+
+    Raises:
+      TypeError: if a leaf of ``mask`` is not bool, or its values are not at hand
+        (inside ``jit``, say).
+      ValueError: if ``mask`` and ``params`` differ in structure or shapes, or if
+        nothing is prunable.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> params = {"kernel": jnp.ones((2, 4)), "bias": jnp.ones(4)}
+      >>> mask = {"kernel": jnp.arange(8).reshape(2, 4) < 2, "bias": jnp.ones(4, bool)}
+      >>> print(jp.summary(params, mask))
+      path      shape   prunable  kept  size  sparsity
+      ------------------------------------------------
+      bias      (4,)    no           4     4    0.0000
+      kernel    (2, 4)  yes          2     8    0.7500
+      ------------------------------------------------
+      prunable                       2     8    0.7500
+      all                            6    12    0.5000
+      Warning: kernel: 2 of 4 units have no incoming weight left (dead units).
+      >>> jp.summary(params, mask).prunable
+      Total(kept=2, size=8, sparsity=0.75)
+    """
+    _checks.check_mask(mask, params)
+    check_concrete(mask, "summary")
+    flags = select_prunable(params, prunable)
+    leaves = jax.tree.leaves(mask)
+    rows = []
+    for path, leaf, flag, kept, dead in zip(
+        _checks.leaf_paths(mask),
+        leaves,
+        flags,
+        kept_counts(mask),
+        _dead_units(leaves),
+        strict=True,
+    ):
+        total = _total([(kept, int(np.size(leaf)))])
+        dead_units = dead if flag and np.ndim(leaf) >= 2 else 0
+        rows.append(Row(path, tuple(np.shape(leaf)), flag, *total, dead_units))
+    return Summary(
+        rows=tuple(rows),
+        prunable=_total([(row.kept, row.size) for row in rows if row.prunable]),
+        total=_total([(row.kept, row.size) for row in rows]),
+        warnings=tuple(w for row in rows for w in _warnings(row)),
+    )
+
+
+class Row(NamedTuple):
+    """One leaf of a `Summary`.
+
+    Attributes:
+      path: where the leaf is, as ``layers/0/kernel``.
+      shape: its shape.
+      prunable: whether it may be pruned.
+      kept: how many of its weights are kept.
+      size: how many weights it has.
+      sparsity: the fraction removed, 0.0 if it has none.
+      dead_units: how many entries of the last axis have all incoming weights pruned; 0
+        for leaves that may not be pruned or have rank 0 or 1.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    prunable: bool
+    kept: int
+    size: int
+    sparsity: float
+    dead_units: int
+
+
+class Total(NamedTuple):
+    """Counts over several leaves: kept, size, and the fraction removed."""
+
+    kept: int
+    size: int
+    sparsity: float
+
+
+class Summary(NamedTuple):
+    """What a mask keeps: ``print`` it for a table, or read it as data.
+
+    Attributes:
+      rows: a `Row` for every leaf, in leaf order.
+      prunable: the `Total` over the prunable leaves.
+      total: the `Total` over all leaves.
+      warnings: a sentence for every emptied leaf and every leaf with dead units.
+    """
+
+    rows: tuple[Row, ...]
+    prunable: Total
+    total: Total
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Writes the table, the totals and the warnings."""
+        body = [
+            (row.path, str(row.shape), "yes" if row.prunable else "no", *_numbers(row))
+            for row in self.rows
+        ]
+        foot = [
+            ("prunable", "", "", *_numbers(self.prunable)),
+            ("all", "", "", *_numbers(self.total)),
+        ]
+        lines = _aligned([_HEADER, *body, *foot])
+        rule = "-" * max(map(len, lines))
+        table = [lines[0], rule, *lines[1:-2], rule, *lines[-2:]]
+        return "\n".join(table + [f"Warning: {warning}" for warning in self.warnings])
+
+
+def kept_counts(mask: Any) -> list[int]:
+    """Counts the kept weights of every leaf of a concrete mask, exactly."""
+    leaves = [jnp.asarray(m) for m in jax.tree.leaves(mask)]
+    if not leaves:
+        return []
+    counts = jax.device_get(_counting.count_true(leaves))
+    return [_uint64.to_int(_uint64.Wide(*n)) for n in zip(*counts, strict=True)]
+
+
+def check_concrete(mask: Any, function: str) -> None:
+    """Raises unless the values of every leaf of a mask are at hand."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(mask):
+        if not _checks.is_concrete(leaf):
+            raise TypeError(
+                f"{function} counts the kept weights, so it needs the mask's values, "
+                f"but the leaf {_checks.path_str(path)} is a {type(leaf).__name__} "
+                f"without values. Call {function} on arrays, outside jit and its kin; "
+                "inside, jp.sparsity(mask, params) gives the fraction removed."
+            )
+
+
+def _dead_units(leaves: list[Any]) -> list[int]:
+    """Counts, leaf by leaf, the entries of the last axis that keep no weight."""
+    if _checks.on_host(leaves):
+        return [int(_dead(np, np.asarray(leaf))) for leaf in leaves]
+    return [int(n) for n in jax.device_get(_all_dead(leaves))]
+
+
+@jax.jit
+def _all_dead(leaves: list[Any]) -> list[Any]:
+    return [_dead(jnp, leaf) for leaf in leaves]
+
+
+def _dead(numpy: Any, leaf: Any) -> Any:
+    reached = numpy.any(leaf, axis=tuple(range(leaf.ndim - 1)))
+    return numpy.sum(~reached, dtype=numpy.int32)
+
+
+def _total(counts: Sequence[tuple[int, int]]) -> Total:
+    kept, size = (sum(column) for column in zip((0, 0), *counts, strict=True))
+    return Total(kept, size, (size - kept) / size if size else 0.0)
+
+
+def _warnings(row: Row) -> list[str]:
+    if row.size and not row.kept:
+        return [f"{row.path}: no weight is kept (layer collapse)."]
+    if row.dead_units:
+        return [
+            f"{row.path}: {row.dead_units:,} of {row.shape[-1]:,} units have no "
+            "incoming weight left (dead units)."
+        ]
+    return []
+
+
+def _numbers(row: Row | Total) -> tuple[str, str, str]:
+    return f"{row.kept:,}", f"{row.size:,}", f"{row.sparsity:.4f}"
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Pads the cells of each column to one width: words left, numbers right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if i < 3 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]

@@ -1,0 +1,1 @@
+"""Sparse training as optax transformations."""

@@ -1,0 +1,156 @@
+"""What masks that move have in common: the wrapper, and the exchange of weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxprune._types import Mask, Params, Scores
+from jaxprune.core import _checks, _uint64
+from jaxprune.masks import _counting, _selection
+from jaxprune.scores._from_loss import magnitude
+from jaxprune.transforms._keep_sparse import (
+    enforced,
+    incremented,
+    require_params,
+    zeroed,
+)
+from jaxprune.transforms._reset_state import check_resettable, check_steady, fresh_where
+from jaxprune.transforms._when_due import check_window, when_due
+
+_GROWN = np.uint8(2)  # Beside 1 for a weight that stays, 0 for one that is pruned.
+
+
+def moving(
+    name: str,
+    inner: optax.GradientTransformation,
+    init_state: Callable[[Params, Any], Any],
+    due: Callable[[jax.Array], jax.Array],
+    moved: Callable[[Any, Any, Mask], tuple[Mask, Mask]],
+) -> optax.GradientTransformationExtraArgs:
+    """Wraps an optimizer as `sparse` does, around a mask that moves when it is due.
+
+    Args:
+      name: the transform's name, for errors.
+      inner: the optimizer.
+      init_state: the parameters and the optimizer's state to the wrapper's state.
+      due: tells of the update's number whether the mask moves.
+      moved: parameters, gradient and number, the state, and the mask in use to the new
+        mask and what is grown in it.
+    """
+    _checks.check_optimizer(inner, name)
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Params) -> Any:
+        if jax.tree.leaves(params):
+            _checks.check_floating(params, "params")
+            check_resettable(inner, params, name)
+        return init_state(params, inner.init(params))
+
+    def update(
+        updates: Any, state: Any, params: Params | None = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        params = require_params(params, updates, name)
+        step = incremented(state.step)
+
+        # All that a due update changes is carried in place, so that others pass it by.
+        def move(value: tuple[Mask, Any, Any, Any]) -> tuple[Mask, Any, Any, Any]:
+            mask, gradient, inner_state, _ = value
+            mask, grown = moved((params, gradient, step), state, mask)
+            seen = jax.tree.map(lambda m, new: m & ~new, mask, grown)
+            inner_state = fresh_where(grown, inner_state, inner, params)
+            return (
+                mask,
+                zeroed(gradient, seen),
+                inner_state,
+                jax.tree.map(jnp.any, grown),
+            )
+
+        still = jax.tree.map(lambda m: jnp.zeros_like(m, shape=()), state.mask)
+        mask, gradient, inner_state, grew = when_due(
+            due(step), move, (state.mask, updates, state.inner_state, still)
+        )
+        gradient = zeroed(gradient, mask)
+        updates, inner_state = inner.update(gradient, inner_state, params, **extra)
+        check_steady(state.inner_state, inner_state, name)
+        # What is grown is 0 and has no gradient; some optimizers would move it yet. To
+        # tell it from other weights at 0, flags beside the mask would be written on
+        # every step: these wait as well, in leaves where something grew.
+        trained = jax.tree.map(
+            lambda m, p, new: m & (~new | (p != 0)), mask, params, grew
+        )
+        state = state._replace(step=step, mask=mask, inner_state=inner_state)
+        return enforced(updates, trained, params), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def exchanged(
+    before: Mask, mask: Mask, params: Params, growth: Scores, fraction: Any
+) -> tuple[Mask, Mask]:
+    """Drops the smallest weights of each leaf's mask, and grows what was pruned before.
+
+    Args:
+      before: the mask in use; what it keeps cannot be grown.
+      mask: what may be kept on, inside ``before``.
+      params: those of least magnitude are dropped.
+      growth: those of largest score are grown.
+      fraction: of the kept weights that move.
+
+    Returns:
+      A mask that keeps as many weights of each leaf as ``mask`` does, and what is grown
+      in it.
+    """
+    leaves, structure = jax.tree.flatten(mask)
+    new = [jnp.zeros_like(leaf) for leaf in leaves]
+    taking = [i for i, leaf in enumerate(leaves) if leaf.size]
+
+    def parts(tree: Any) -> list[jax.Array]:
+        return _selection.pick(jax.tree.leaves(tree), taking)
+
+    kept, pruned = parts(mask), [~leaf for leaf in parts(before)]
+    sizes, gains = parts(magnitude(params)), parts(growth)
+
+    def exchange(members: list[int]) -> list[jax.Array]:
+        pick = _selection.pick
+        stays, grows = pick(kept, members), pick(pruned, members)
+        numbers, room = _counting.count_true(stays), _counting.count_true(grows)
+        moved = jax.vmap(_uint64.scaled, (None, 0))(fraction, numbers)
+        moved = _uint64.minimum(moved, room)
+        each = np.arange(len(members))
+        left = _uint64.subtract(numbers, moved)
+        stay = _selection.mark(pick(sizes, members), left, stays, each)
+        grow = _selection.mark(pick(gains, members), moved, grows, each)
+        marks = [
+            jnp.where(g, _GROWN, s.astype(jnp.uint8))
+            for s, g in zip(stay, grow, strict=True)
+        ]
+        return _selection.deal(marks, pick(sizes, members))
+
+    marks = _selection.apart(sizes, exchange) if taking else []
+    for i, mark in zip(taking, marks, strict=True):
+        leaves[i], new[i] = mark != 0, mark == _GROWN
+    return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(structure, new)
+
+
+def due_updates(
+    every: int | jax.Array, until: int | jax.Array | None
+) -> Callable[[jax.Array], jax.Array]:
+    """Tells of an update's number whether the mask moves on it."""
+    _checks.check_count(every, "every", "updates", least=2)
+    if until is None:
+        return lambda step: step % every == 0
+    _checks.check_count(until, "until", "updates", least=0)
+    check_window(every, until)
+    return lambda step: (step % every == 0) & (step <= until)
+
+
+def check_drop_fraction(drop_fraction: Any) -> None:
+    """Raises unless it is a schedule, or a number in [0, 1)."""
+    if not callable(drop_fraction):
+        _checks.check_fraction(
+            drop_fraction, "drop_fraction", "of a leaf's kept weights to move"
+        )

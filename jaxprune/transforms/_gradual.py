@@ -1,0 +1,119 @@
+"""Magnitude pruning while training, along a schedule."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune._types import Mask, Params, Prunable, ScoreFn
+from jaxprune.core import _checks
+from jaxprune.core._prunable import matrices
+from jaxprune.masks._threshold import apply_mask, global_mask
+from jaxprune.scores._from_loss import magnitude
+from jaxprune.transforms._keep_sparse import (
+    SparseState,
+    enforced,
+    incremented,
+    require_params,
+    value_at,
+    zeros_first,
+)
+from jaxprune.transforms._state import initial_mask
+from jaxprune.transforms._when_due import when_due
+
+
+def gradual(
+    sparsity: Any,
+    *,
+    every: int | jax.Array = 1,
+    score: ScoreFn = magnitude,
+    prunable: Prunable = matrices,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Prunes while training, along a schedule: the last link of an optax chain.
+
+    Update k = 1, 2, ... recomputes the mask when ``k % every == 0``, at
+    ``sparsity(k)``, from the scores of the parameters that it is given, inside the mask
+    so far: what is pruned stays pruned, and a weight that is exactly 0, say by a link
+    before this one, counts as the first to go. Other updates only enforce the mask.
+    Before the first due update nothing is pruned. (To score the parameters that update
+    k produces, every update would have to write them out to memory first.)
+
+    Zhu & Gupta's cubic is ``optax.polynomial_schedule(0.0, s, power=3,
+    transition_steps=n)``. They prune each layer to the same sparsity; here one
+    threshold serves all leaves.
+
+    Args:
+      sparsity: fraction of prunable weights removed, in [0, 1): a number, or an optax
+        schedule of the update's number k. A schedule is traced: what it gives outside
+        [0, 1] counts as the nearer end.
+      every: updates between mask updates, at least 1.
+      score: ``score(params) -> scores``, larger = keep; it sees parameters only.
+      prunable: which leaves take part.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs`` with a `SparseState`.
+
+    Raises:
+      ValueError: if ``sparsity`` is a number outside [0, 1) or ``every < 1``; at
+        update, without ``params``, or with gradients that are not like them.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, jaxprune as jp
+      >>> params = {"w": jnp.array([[1.0, 2.0, 3.0, 4.0]])}
+      >>> tx = optax.chain(optax.sgd(0.1), jp.gradual(0.5, every=2))
+      >>> state = tx.init(params)
+      >>> for _ in range(2):
+      ...     updates, state = tx.update({"w": jnp.ones((1, 4))}, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> optax.tree.get(state, "mask")
+      {'w': Array([[False, False,  True,  True]], dtype=bool)}
+
+    References:
+      Zhu & Gupta, `To prune, or not to prune
+      <https://arxiv.org/abs/1710.01878>`_, 2017, Section 3.
+    """
+    if not callable(sparsity):
+        _checks.check_sparsity(sparsity)
+    _checks.check_callable(score, "score", "score(params) -> scores")
+
+    def pruned(params: Params, mask: Mask, step: jax.Array) -> Mask:
+        masked = apply_mask(params, mask)
+        scores = score(masked)
+        _checks.check_like(scores, params, "scores", "params")
+        scores = zeros_first(scores, masked)
+        return global_mask(
+            scores, value_at(sparsity, step), prunable=prunable, prior=mask
+        )
+
+    return pruning("gradual", every, pruned)
+
+
+def pruning(
+    name: str, every: int | jax.Array, pruned: Callable[[Params, Mask, jax.Array], Mask]
+) -> optax.GradientTransformationExtraArgs:
+    """A last link that starts dense and takes a new mask whenever it is due.
+
+    Args:
+      name: the transform's name, for errors.
+      every: updates between mask updates.
+      pruned: the parameters, the mask so far and the update's number to the new mask.
+    """
+    _checks.check_count(every, "every", "updates")
+
+    def init(params: Params) -> SparseState:
+        return SparseState(jnp.zeros([], jnp.int32), initial_mask(None, params))
+
+    def update(
+        updates: Any, state: Any, params: Params | None = None, **extra: Any
+    ) -> tuple[Any, SparseState]:
+        del extra
+        given = require_params(params, updates, name)
+        step = incremented(state.step)
+        mask = when_due(
+            step % every == 0, lambda mask: pruned(given, mask, step), state.mask
+        )
+        return enforced(updates, mask, given), SparseState(step, mask)
+
+    return optax.GradientTransformationExtraArgs(init, update)
