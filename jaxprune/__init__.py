@@ -75,5 +75,6 @@ from jaxprune.transforms._triggers import EpiState as EpiState
 from jaxprune.transforms._triggers import Trigger as Trigger
 from jaxprune.transforms._triggers import earlycrop_trigger as earlycrop_trigger
 from jaxprune.transforms._triggers import epi_trigger as epi_trigger
+from jaxprune.transforms._update_mask import update_mask as update_mask
 
 __version__ = "0.1.0"

@@ -23,8 +23,9 @@ LossFn: TypeAlias = Callable[..., Any]
 ScoreFn: TypeAlias = Callable[..., Any]
 """``score(params, *batch) -> scores``."""
 
-Prunable: TypeAlias = Callable[[Any], Any]
-"""A function of a tree to a tree of Python bools: which leaves take part."""
+Prunable: TypeAlias = Callable[[Any], Any] | PyTree[bool]
+"""Which leaves take part, as optax's ``mask=``: a function of a tree to a tree of
+Python bools, such a tree, or a prefix of one."""
 
 Real: TypeAlias = float | int
 """A number known while tracing."""

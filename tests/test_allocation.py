@@ -1,5 +1,6 @@
 """What may be pruned, how much of each leaf, and on which schedule."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +30,18 @@ def test_which_leaves_are_prunable():
     assert flags(jp.divisible_by(16)) == {"conv/kernel", "head/kernel"}
     assert flags(jp.divisible_by(32)) == {"head/kernel"}
     assert flags(jp.divisible_by(10, axis=-1)) == {"head/kernel"}
+
+
+def test_prunable_is_also_a_tree_of_bools_or_a_prefix_of_one():
+    scores = {"a": {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}, "c": jnp.ones((2, 2))}
+    as_function = jp.global_mask(scores, 0.5, prunable=jp.by_path("^a/"))
+    tree = {"a": {"w": True, "b": True}, "c": False}
+    for prunable in (tree, {"a": True, "c": False}):
+        mask = jp.global_mask(scores, 0.5, prunable=prunable)
+        chex.assert_trees_all_equal(mask, as_function)
+    assert not jp.global_mask(scores, 0.9, prunable=True)["c"].all()
+    with pytest.raises(ValueError, match=r"tree of Python bools.*prefix"):
+        jp.global_mask(scores, 0.5, prunable={"a": True})
 
 
 @pytest.mark.parametrize("prunable", [jp.matrices, jp.by_path("k"), jp.divisible_by(4)])

@@ -33,7 +33,7 @@ CONTRACT = """
     rigl set_training granet forward_sparse gradual_n_m prospr
     earlycrop_trigger epi_trigger lamp block_mask exact_orthogonal_init
     sparse_mup scale_leaves wanda input_axes row_mask sparse_gpt
-    save_mask load_mask
+    save_mask load_mask update_mask
 """.split()
 
 
@@ -64,7 +64,10 @@ def test_options_are_keyword_only_and_keys_are_called_key(name):
     for parameter in parameters:
         assert parameter.name not in ("rng", "seed", "density", "ratio")
         if parameter.default is not inspect.Parameter.empty:
-            first = name in ("keep_sparse", "sparse", "sparsity", "dissipating")
+            first = name in {
+                *("keep_sparse", "sparse", "rigl", "set_training"),
+                *("sparsity", "dissipating"),
+            }
             allowed = parameter.name in ("mask", "params", "sparsity") and first
             assert allowed or parameter.kind is inspect.Parameter.KEYWORD_ONLY
 

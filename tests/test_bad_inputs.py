@@ -186,7 +186,7 @@ ROWS = {
     "erk: a pattern for prunable": (
         lambda: jp.erk(P, 0.5, prunable="kernel"),
         TypeError,
-        r"prunable must be a function.*jp.by_path\('kernel'\); got 'kernel'",
+        r"prunable must be a function.*jp.by_path\('kernel'\).*got 'kernel'",
     ),
     "hyperbolic_schedule: rounds in quotes": (
         lambda: jp.hyperbolic_schedule(0.5, "3"),
@@ -392,7 +392,7 @@ ROWS = {
     "gradual: a pattern for prunable": (
         lambda: updated(jp.gradual(0.5, prunable="kernel")),
         TypeError,
-        r"prunable must be a function.*jp.by_path\('kernel'\); got 'kernel'",
+        r"prunable must be a function.*jp.by_path\('kernel'\).*got 'kernel'",
     ),
     "gradual: a schedule of counts": (
         lambda: updated(jp.gradual(lambda step: step)),
@@ -403,6 +403,11 @@ ROWS = {
         lambda: jp.gradual_n_m(2, 4, score=SCORES),
         TypeError,
         r"score must be a function, score\(params\) -> scores; got a dict of 1",
+    ),
+    "update_mask: a mask for the function": (
+        lambda: jp.update_mask(MASK),
+        TypeError,
+        r"fn must be a function, fn\(params, mask, step\) -> mask; got a dict of 1",
     ),
     "k_starts: a seed": (
         lambda: jp.k_starts(0, 2, 0.5, select_at=1),
@@ -463,7 +468,7 @@ ROWS = {
     "sparse_mup: a pattern for the hidden layers": (
         lambda: jp.sparse_mup(P, 0.5, hidden="kernel"),
         TypeError,
-        r"must be a function, such as.*jp.by_path\('kernel'\); got 'kernel'",
+        r"must be a function, such as.*jp.by_path\('kernel'\).*got 'kernel'",
     ),
     "scale_leaves: the factors of one layer": (
         lambda: jp.scale_leaves({"kernel": 1.0, "bias": 1.0}).update(

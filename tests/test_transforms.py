@@ -33,12 +33,21 @@ from tests.helpers import (
 STEPS = 20
 LR = 0.05
 
+
+def _least_of_each(params, mask, step):
+    del step
+    return jp.layerwise_mask(jp.magnitude(params), 0.5, prior=mask)
+
+
 # A new transform is one line here and inherits every test below: how it stands around
 # or behind an optimizer. Some find their own mask, and are sparse from update 4 on.
 LINKS = {
     "keep_sparse": lambda tx, mask: optax.chain(tx, jp.keep_sparse(mask)),
     "sparse": lambda tx, mask: jp.sparse(tx, mask),
     "gradual": lambda tx, _: optax.chain(tx, jp.gradual(0.5, every=4)),
+    "update_mask": lambda tx, _: optax.chain(
+        tx, jp.update_mask(_least_of_each, every=4, until=8)
+    ),
     "k_starts": lambda tx, _: optax.chain(
         tx, jp.k_starts(jax.random.key(0), 3, 0.5, select_at=4)
     ),
@@ -54,7 +63,14 @@ LINKS = {
     ),
     "granet": lambda tx, _: jp.granet(tx, 0.5, every=4, until=None),
 }
-STARTS_DENSE = ("gradual", "gradual_n_m", "granet", "k_starts", "dissipating")
+STARTS_DENSE = (
+    "gradual",
+    "update_mask",
+    "gradual_n_m",
+    "granet",
+    "k_starts",
+    "dissipating",
+)
 FIRST_DUE = {link: 4 if link in STARTS_DENSE else 1 for link in LINKS}
 each_link = pytest.mark.parametrize("link", LINKS.values(), ids=LINKS.keys())
 
@@ -495,6 +511,48 @@ def test_gradual_scores_the_parameters_that_it_is_given():
     updates, state = tx.update(gradient, tx.init(params), params)
     np.testing.assert_array_equal(optax.tree.get(state, "mask")["w"], [[False, True]])
     np.testing.assert_allclose(updates["w"], [[-1.0, -1.9]])
+
+
+def test_gradual_and_update_mask_stop_at_until():
+    params = {"w": jnp.arange(1.0, 21.0).reshape(4, 5)}
+
+    def smallest(params, mask, step):
+        return jp.global_mask(jp.magnitude(params), step / 10, prior=mask)
+
+    links = [
+        jp.gradual(lambda step: step / 10, every=2, until=5),
+        jp.update_mask(smallest, every=2, until=5),
+    ]
+    for link in links:
+        history = train(optax.chain(optax.sgd(0.0), link), params, 8)
+        counts = [kept(optax.tree.get(state, "mask")) for _, state in history]
+        assert counts == [20, 16, 16, 12, 12, 12, 12, 12]
+
+
+def test_update_mask_may_bring_weights_back():
+    params = {"w": jnp.ones((1, 4))}
+
+    def other_half(params, mask, step):
+        del params, mask
+        return {"w": (jnp.arange(4) % 2 == step % 2)[None]}
+
+    tx = optax.chain(optax.sgd(0.5), jp.update_mask(other_half))
+    (first, _), (second, _) = train(tx, params, 2, gradient=lambda p: p)
+    np.testing.assert_array_equal(first["w"], [[0, 0.5, 0, 0.5]])
+    np.testing.assert_array_equal(second["w"], [[0, 0, 0, 0]])
+
+
+def test_a_mask_from_a_function_that_is_not_like_the_parameters():
+    params = {"w": jnp.ones((1, 4))}
+    tx = jp.update_mask(lambda params, mask, step: {"w": jnp.ones((2, 2), bool)})
+    with pytest.raises(ValueError, match=r"update_mask: the new mask.*w is \(2, 2\)"):
+        tx.update(params, tx.init(params), params)
+
+
+def test_links_that_score_refuse_integers_at_init():
+    for link in (jp.gradual(0.5), jp.update_mask(_least_of_each)):
+        with pytest.raises(TypeError, match="w is int32, not a floating-point"):
+            link.init({"w": jnp.ones((2, 2), jnp.int32)})
 
 
 def test_gradual_takes_a_score_and_a_choice_of_leaves():

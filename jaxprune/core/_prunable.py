@@ -133,10 +133,17 @@ def divisible_by(m: int | Sequence[int], *, axis: int | Sequence[int] = -2) -> P
 
 def select_prunable(tree: Any, prunable: Prunable) -> list[bool]:
     """One bool a leaf, in leaf order: chosen by ``prunable``, and not empty."""
-    _checks.check_callable(
-        prunable, "prunable", "such as jp.matrices or jp.by_path('kernel')"
-    )
-    chosen = prunable(tree)
+    given = jax.tree.leaves(prunable)
+    if given and all(isinstance(flag, bool | np.bool_) for flag in given):
+        chosen = _broadcast(prunable, tree)
+    elif callable(prunable):
+        chosen = prunable(tree)
+    else:
+        raise TypeError(
+            "prunable must be a function, such as jp.matrices or jp.by_path('kernel'), "
+            "or a tree of Python bools like params, or a prefix of one; got "
+            f"{_checks.described(prunable)}."
+        )
     if jax.tree.structure(chosen) != jax.tree.structure(tree):
         raise ValueError(
             "prunable must return a tree of the structure that it was given, one bool "
@@ -157,3 +164,15 @@ def select_prunable(tree: Any, prunable: Prunable) -> list[bool]:
             "leaves of rank two or more; jp.by_path(pattern) takes any by their path."
         )
     return flags
+
+
+def _broadcast(flags: Any, tree: Any) -> Any:
+    """Gives every leaf the flag of the subtree that it is in."""
+    try:
+        return jax.tree.broadcast(flags, tree)
+    except ValueError as error:
+        raise ValueError(
+            "prunable must be a tree of Python bools with the structure of params, or "
+            f"a prefix of it; got {jax.tree.structure(flags)} for "
+            f"{jax.tree.structure(tree)}."
+        ) from error

@@ -111,7 +111,7 @@ def exact_orthogonal_init(
     mask = layerwise_mask(
         structure.unflatten(scores),
         structure.unflatten(sparsities),
-        prunable=lambda _: structure.unflatten(flags),
+        prunable=structure.unflatten(flags),
     )
     return structure.unflatten(weights), mask
 

@@ -101,7 +101,7 @@ def block_mask(
         left = jax.tree.map(
             lambda m, flag: _pooled(m, block, jnp.any) if flag else m, prior, chosen
         )
-    kept = _SCOPES[scope](blocks, sparsity, prunable=lambda _: chosen, prior=left)
+    kept = _SCOPES[scope](blocks, sparsity, prunable=chosen, prior=left)
     mask = jax.tree.map(lambda m, flag: _spread(m, block) if flag else m, kept, chosen)
     if prior is not None:
         mask = jax.tree.map(jnp.logical_and, mask, prior)

@@ -19,7 +19,7 @@ from jaxprune.transforms._keep_sparse import (
     zeroed,
 )
 from jaxprune.transforms._reset_state import check_resettable, check_steady, fresh_where
-from jaxprune.transforms._when_due import check_window, when_due
+from jaxprune.transforms._when_due import when_due
 
 _GROWN = np.uint8(2)  # Beside 1 for a weight that stays, 0 for one that is pruned.
 
@@ -134,18 +134,6 @@ def exchanged(
     for i, mark in zip(taking, marks, strict=True):
         leaves[i], new[i] = mark != 0, mark == _GROWN
     return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(structure, new)
-
-
-def due_updates(
-    every: int | jax.Array, until: int | jax.Array | None
-) -> Callable[[jax.Array], jax.Array]:
-    """Tells of an update's number whether the mask moves on it."""
-    _checks.check_count(every, "every", "updates", least=2)
-    if until is None:
-        return lambda step: step % every == 0
-    _checks.check_count(until, "until", "updates", least=0)
-    check_window(every, until)
-    return lambda step: (step % every == 0) & (step <= until)
 
 
 def check_drop_fraction(drop_fraction: Any) -> None:

@@ -13,12 +13,12 @@ from jaxprune.masks._threshold import global_mask
 from jaxprune.scores._from_loss import magnitude, random
 from jaxprune.transforms._drop_and_grow import (
     check_drop_fraction,
-    due_updates,
     exchanged,
     moving,
 )
 from jaxprune.transforms._keep_sparse import SparseWrapperState, value_at
 from jaxprune.transforms._state import initial_mask
+from jaxprune.transforms._when_due import due_updates
 
 
 class SetTrainingState(NamedTuple):
@@ -39,10 +39,10 @@ class SetTrainingState(NamedTuple):
 
 def rigl(
     inner: optax.GradientTransformation,
-    mask: Mask | None,
+    mask: Mask | None = None,
     *,
     every: int | jax.Array,
-    until: int | jax.Array | None,
+    until: int | jax.Array | None = None,
     drop_fraction: Any = 0.3,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains sparse, and moves weights to where the dense gradient is largest.
@@ -113,7 +113,7 @@ def rigl(
       Evci et al., `Rigging the Lottery: Making All Tickets Winners
       <https://arxiv.org/abs/1911.11134>`_, ICML 2020, Section 3 and Algorithm 1.
     """
-    due = due_updates(every, until)
+    due = due_updates(every, until, least=2)
     check_drop_fraction(drop_fraction)
 
     def moved(given: Any, state: SparseWrapperState, mask: Mask) -> tuple[Mask, Mask]:
@@ -130,11 +130,11 @@ def rigl(
 
 def set_training(
     inner: optax.GradientTransformation,
-    mask: Mask | None,
+    mask: Mask | None = None,
     *,
     key: jax.Array,
     every: int | jax.Array,
-    until: int | jax.Array | None,
+    until: int | jax.Array | None = None,
     drop_fraction: Any = 0.3,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains sparse, and moves the smallest weights to places drawn at random.
@@ -179,7 +179,7 @@ def set_training(
       Mocanu et al., `Scalable training of artificial neural networks with adaptive
       sparse connectivity <https://arxiv.org/abs/1707.04780>`_, 2018, Algorithm 2.
     """
-    due = due_updates(every, until)
+    due = due_updates(every, until, least=2)
     check_drop_fraction(drop_fraction)
     _checks.check_key(key)
 
@@ -200,7 +200,7 @@ def granet(
     sparsity: Any,
     *,
     every: int | jax.Array,
-    until: int | jax.Array | None,
+    until: int | jax.Array | None = None,
     drop_fraction: Any = 0.5,
     prunable: Prunable = matrices,
 ) -> optax.GradientTransformationExtraArgs:
@@ -251,7 +251,7 @@ def granet(
     """
     if not callable(sparsity):
         _checks.check_sparsity(sparsity)
-    due = due_updates(every, until)
+    due = due_updates(every, until, least=2)
     check_drop_fraction(drop_fraction)
 
     def moved(given: Any, state: SparseWrapperState, mask: Mask) -> tuple[Mask, Mask]:

@@ -1,10 +1,8 @@
 """Magnitude pruning while training, along a schedule."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxprune._types import Mask, Params, Prunable, ScoreFn
@@ -12,22 +10,15 @@ from jaxprune.core import _checks
 from jaxprune.core._prunable import matrices
 from jaxprune.masks._threshold import apply_mask, global_mask
 from jaxprune.scores._from_loss import magnitude
-from jaxprune.transforms._keep_sparse import (
-    SparseState,
-    enforced,
-    incremented,
-    require_params,
-    value_at,
-    zeros_first,
-)
-from jaxprune.transforms._state import initial_mask
-from jaxprune.transforms._when_due import when_due
+from jaxprune.transforms._keep_sparse import value_at, zeros_first
+from jaxprune.transforms._update_mask import updated_mask
 
 
 def gradual(
     sparsity: Any,
     *,
     every: int | jax.Array = 1,
+    until: int | jax.Array | None = None,
     score: ScoreFn = magnitude,
     prunable: Prunable = matrices,
 ) -> optax.GradientTransformationExtraArgs:
@@ -48,7 +39,9 @@ def gradual(
       sparsity: fraction of prunable weights removed, in [0, 1): a number, or an optax
         schedule of the update's number k. A schedule is traced: what it gives outside
         [0, 1] counts as the nearer end.
-      every: updates between mask updates, at least 1.
+      every: updates between mask updates, at least 1. If the training is shorter than
+        this, nothing is ever pruned: `summary` then shows a sparsity of 0.
+      until: the last update that may change the mask; None is for ever.
       score: ``score(params) -> scores``, larger = keep; it sees parameters only.
       prunable: which leaves take part.
 
@@ -56,8 +49,10 @@ def gradual(
       An ``optax.GradientTransformationExtraArgs`` with a `SparseState`.
 
     Raises:
-      ValueError: if ``sparsity`` is a number outside [0, 1) or ``every < 1``; at
-        update, without ``params``, or with gradients that are not like them.
+      ValueError: if ``sparsity`` is a number outside [0, 1), ``every < 1``, or
+        ``until`` comes before the first due update; at update, without ``params``, or
+        with gradients that are not like them.
+      TypeError: at init, if a parameter is not floating.
 
     Example:
       >>> import jax.numpy as jnp, optax, jaxprune as jp
@@ -87,33 +82,4 @@ def gradual(
             scores, value_at(sparsity, step), prunable=prunable, prior=mask
         )
 
-    return pruning("gradual", every, pruned)
-
-
-def pruning(
-    name: str, every: int | jax.Array, pruned: Callable[[Params, Mask, jax.Array], Mask]
-) -> optax.GradientTransformationExtraArgs:
-    """A last link that starts dense and takes a new mask whenever it is due.
-
-    Args:
-      name: the transform's name, for errors.
-      every: updates between mask updates.
-      pruned: the parameters, the mask so far and the update's number to the new mask.
-    """
-    _checks.check_count(every, "every", "updates")
-
-    def init(params: Params) -> SparseState:
-        return SparseState(jnp.zeros([], jnp.int32), initial_mask(None, params))
-
-    def update(
-        updates: Any, state: Any, params: Params | None = None, **extra: Any
-    ) -> tuple[Any, SparseState]:
-        del extra
-        given = require_params(params, updates, name)
-        step = incremented(state.step)
-        mask = when_due(
-            step % every == 0, lambda mask: pruned(given, mask, step), state.mask
-        )
-        return enforced(updates, mask, given), SparseState(step, mask)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return updated_mask("gradual", pruned, every, until)

@@ -12,7 +12,7 @@ from jaxprune.core._prunable import matrices
 from jaxprune.masks._n_m import n_m_mask
 from jaxprune.masks._threshold import apply_mask
 from jaxprune.scores._from_loss import magnitude
-from jaxprune.transforms._gradual import pruning
+from jaxprune.transforms._update_mask import updated_mask
 
 
 def gradual_n_m(
@@ -84,4 +84,4 @@ def gradual_n_m(
         best = n_m_mask(scores, number, m, axis=axis, prunable=prunable)
         return jax.tree.map(jnp.logical_and, best, mask)
 
-    return pruning("gradual_n_m", every, pruned)
+    return updated_mask("gradual_n_m", pruned, every, None)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from jaxprune.core import _checks
+
 
 def when_due(due: jax.Array, fn: Callable[[Any], Any], value: Any) -> Any:
     """Returns ``fn(value)`` where due, else ``value``.
@@ -60,3 +62,21 @@ def check_window(every: int | jax.Array, until: int | jax.Array) -> None:
             f"until={until} comes before the first due update, number every={every}: "
             "the mask would never change. Pass until >= every, or None for no end."
         )
+
+
+def due_updates(
+    every: int | jax.Array, until: int | jax.Array | None, *, least: int
+) -> Callable[[jax.Array], jax.Array]:
+    """Tells of an update's number whether it is due.
+
+    Args:
+      every: updates from one due update to the next, at least ``least``.
+      until: the last update that may be due, or None.
+      least: the shortest period allowed.
+    """
+    _checks.check_count(every, "every", "updates", least=least)
+    if until is None:
+        return lambda step: step % every == 0
+    _checks.check_count(until, "until", "updates", least=0)
+    check_window(every, until)
+    return lambda step: (step % every == 0) & (step <= until)
