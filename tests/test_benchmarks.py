@@ -355,7 +355,8 @@ def test_scaling_cuts_work_over_devices_and_times_every_step(monkeypatch, capsys
     ]
     for one, two in zip(rows[::2], rows[1::2], strict=True):
         assert one.ideal == 1 and one.sent == 0 < two.sent
-        assert 0.6 < two.ideal < 1.4
+        # One device packs small leaves and so touches less than its share of two does.
+        assert (0.3 if one.program == "global_mask" else 0.6) < two.ideal < 1.4
     speeds = scaling.throughput(options)
     kinds = ["dense", "masked", "shrunk", "2 seeds, vmapped", "2 in turn"]
     assert [(r.step, r.dtype) for r in speeds] == [(k, "bfloat16") for k in kinds]

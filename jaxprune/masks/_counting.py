@@ -20,7 +20,7 @@ from jaxprune.core import _checks, _uint64
 from jaxprune.core._uint64 import Wide
 from jaxprune.masks import _packing
 
-_SMALL = 2**16  # Leaves up to this size are counted in one piece.
+_SMALL = 2**16  # Leaves below this size are stacked, and are counted in one piece.
 _LARGE = 2**22  # Leaves from this size on are not copied.
 _SLICE = 8  # Entries summed at a time: XLA fuses short sums, and caches hold them.
 _SHORTEST = 32  # The shortest axis worth walking along.
@@ -64,7 +64,8 @@ def partition(leaves: Sequence[jax.Array]) -> tuple[list[int], list[list[int]]]:
         if leaf.size < _LARGE and not _may_be_shared(leaf):
             rows.append(i)
         else:
-            key = i if leaf.size >= _LARGE else (leaf.shape, _spec(leaf))
+            # Devices may cut leaves of one shape differently: large ones stay alone.
+            key = i if leaf.size >= _SMALL else (leaf.shape, _spec(leaf))
             groups.setdefault(key, []).append(i)
     return rows, list(groups.values())
 
@@ -189,10 +190,11 @@ def _count_true(leaves: list[jax.Array]) -> Wide:
     counts = []
     if rows:
         counts.append(_packing.count_true([leaves[i] for i in rows]))
-    for members in stacks:
-        group = stack([leaves[i] for i in members], None)
-        counts += count(group, lambda block, *_: [block], 1)
-    return in_order(counts, [rows, *stacks] if rows else stacks)
+    # Stacked, masks that are cut along different axes would be gathered.
+    alone = [[i] for members in stacks for i in members]
+    for (i,) in alone:
+        counts += count(stack([leaves[i]], None), lambda block, *_: [block], 1)
+    return in_order(counts, [rows, *alone] if rows else alone)
 
 
 def in_order(counts: Sequence[Wide], positions: Sequence[Sequence[int]]) -> Wide:

@@ -26,13 +26,13 @@ def global_mask(
 
     Of the N prunable weights exactly ``round(sparsity * N)`` are removed, those of
     least score. Equal scores are removed from the last in leaf order, so the count is
-    exact with any ties. Nothing is sorted, gathered or concatenated: sharded scores
-    stay where they are, and the mask lies beside them.
+    exact with any ties. Nothing is sorted. Sharded scores stay where they are, and so
+    does the mask. Leaves that one device holds, of up to four million scores each, are
+    packed into one array first: a copy that takes as much memory as they do.
 
     Args:
       scores: a tree of floating arrays, larger = keep. NaN ranks below -inf; ``inf``
-        always keeps and ``-inf`` removes first. Subnormal scores tie with 0 where the
-        processor flushes them (XLA on CPU does).
+        always keeps and ``-inf`` removes first.
       sparsity: fraction of prunable weights removed, in [0, 1). A Python number counts
         as float64 (``round``, half to even). A traced one counts as the real number
         that the float32 is; outside [0, 1] it counts as the nearer end, as no error can

@@ -21,8 +21,6 @@ from jaxprune.transforms._keep_sparse import (
 from jaxprune.transforms._reset_state import check_resettable, check_steady, fresh_where
 from jaxprune.transforms._when_due import when_due
 
-_GROWN = np.uint8(2)  # Beside 1 for a weight that stays, 0 for one that is pruned.
-
 
 def moving(
     name: str,
@@ -114,7 +112,7 @@ def exchanged(
     kept, pruned = parts(mask), [~leaf for leaf in parts(before)]
     sizes, gains = parts(magnitude(params)), parts(growth)
 
-    def exchange(members: list[int]) -> list[jax.Array]:
+    def exchange(members: list[int]) -> list[tuple[jax.Array, jax.Array]]:
         pick = _selection.pick
         stays, grows = pick(kept, members), pick(pruned, members)
         numbers, room = _counting.count_true(stays), _counting.count_true(grows)
@@ -124,15 +122,19 @@ def exchanged(
         left = _uint64.subtract(numbers, moved)
         stay = _selection.mark(pick(sizes, members), left, stays, each)
         grow = _selection.mark(pick(gains, members), moved, grows, each)
-        marks = [
-            jnp.where(g, _GROWN, s.astype(jnp.uint8))
-            for s, g in zip(stay, grow, strict=True)
-        ]
-        return _selection.deal(marks, pick(sizes, members))
+        kept_now = [s | g for s, g in zip(stay, grow, strict=True)]
+        if not _counting.partition(pick(sizes, members))[0]:
+            new = _selection.deal(grow, pick(sizes, members))
+            old = _selection.deal(kept_now, pick(sizes, members))
+            return list(zip(old, new, strict=True))
+        # One byte says both, so that packed leaves are taken apart once.
+        marks = [k + g.astype(jnp.uint8) for k, g in zip(kept_now, grow, strict=True)]
+        marks = _selection.deal(marks, pick(sizes, members))
+        return [(mark > 0, mark > 1) for mark in marks]
 
     marks = _selection.apart(sizes, exchange) if taking else []
     for i, mark in zip(taking, marks, strict=True):
-        leaves[i], new[i] = mark != 0, mark == _GROWN
+        leaves[i], new[i] = mark
     return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(structure, new)
 
 
