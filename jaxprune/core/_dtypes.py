@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def widened(tree: Any) -> Any:
+def upcast_half(tree: Any) -> Any:
     """Casts half precision to float32, and leaves wider floats alone."""
 
     def cast(leaf: Any) -> jax.Array:

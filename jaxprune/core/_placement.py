@@ -1,4 +1,4 @@
-"""Where arrays lie: a mask or a score lies where its parameter does."""
+"""Puts masks and scores on the devices of their parameters."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,10 +11,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxprune.core import _checks
 
 
-def placed_like(array: jax.Array, leaf: Any) -> jax.Array:
+def shard_like(array: jax.Array, leaf: Any) -> jax.Array:
     """Moves an array to the devices of a leaf of its shape, outside ``jit``.
 
-    While tracing, the compiler decides, led by what the array is computed from.
+    While tracing, it does nothing: the compiler follows the operands' shardings.
     """
     if not isinstance(leaf, jax.Array) or not _checks.is_concrete((array, leaf)):
         return array
@@ -40,11 +40,11 @@ def all_true(leaf: Any) -> jax.Array:
 
 
 def is_cut(sharding: NamedSharding) -> bool:
-    """Tells of a type's sharding whether devices share the array: Explicit meshes."""
+    """Tells whether a sharding cuts the array. Types know it on Explicit meshes only."""
     return any(axis is not None for axis in sharding.spec)
 
 
-def gathered(array: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+def replicate(array: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
     """The array whole on every device, and what lays another where it lay.
 
     Only on Explicit meshes, where its type tells; elsewhere the compiler decides.

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from jaxprune._types import Mask, Prunable, Scores
 from jaxprune.core import _checks
-from jaxprune.core._dtypes import precision_of, widened
-from jaxprune.core._placement import placed_like
+from jaxprune.core._dtypes import precision_of, upcast_half
+from jaxprune.core._placement import shard_like
 from jaxprune.core._prunable import matrices, select_prunable
 from jaxprune.masks._threshold import global_mask, layerwise_mask
 
@@ -91,7 +91,7 @@ def block_mask(
         return _pooled(leaf, block, _POOLS[reduce]) if flag else leaf
 
     with precision_of(scores):
-        live = widened(scores)
+        live = upcast_half(scores)
         if prior is not None:  # What it prunes adds nothing to its block.
             nothing = 0.0 if reduce == "sum" else -jnp.inf
             live = jax.tree.map(lambda s, m: jnp.where(m, s, nothing), live, prior)
@@ -105,7 +105,7 @@ def block_mask(
     mask = jax.tree.map(lambda m, flag: _spread(m, block) if flag else m, kept, chosen)
     if prior is not None:
         mask = jax.tree.map(jnp.logical_and, mask, prior)
-    return jax.tree.map(placed_like, mask, scores)
+    return jax.tree.map(shard_like, mask, scores)
 
 
 def _check_options(block: Any, scope: str, reduce: str) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxprune._types import Mask, Prunable, Real, Scores
 from jaxprune.core import _checks, _uint64
-from jaxprune.core._placement import all_true, gathered, placed_like
+from jaxprune.core._placement import all_true, replicate, shard_like
 from jaxprune.core._prunable import matrices, select_prunable
 from jaxprune.core._uint64 import Wide
 from jaxprune.masks import _host
@@ -70,14 +70,14 @@ def row_mask(
             continue
         axes = _axes(axis, path, leaf)
         order = [*(i for i in range(leaf.ndim) if i not in axes), *axes]
-        whole, laid = gathered(leaf)
+        whole, laid = replicate(leaf)
         moved = jnp.transpose(whole, order)
         size = math.prod(leaf.shape[i] for i in axes)
         keep = size - round(sparsity * size)
         mask = _best_of_rows(moved.reshape(-1, size), _uint64.wide(keep))
         mask = mask.reshape(moved.shape)
         back = [order.index(i) for i in range(leaf.ndim)]
-        masks.append(placed_like(laid(jnp.transpose(mask, back)), leaf))
+        masks.append(shard_like(laid(jnp.transpose(mask, back)), leaf))
     return jax.tree.unflatten(structure, masks)
 
 

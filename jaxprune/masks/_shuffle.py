@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxprune._types import Mask
 from jaxprune.core import _checks
-from jaxprune.core._placement import placed_like
+from jaxprune.core._placement import shard_like
 from jaxprune.masks import _counting
 from jaxprune.masks._threshold import best_of_each
 from jaxprune.scores._from_loss import random
@@ -61,5 +61,5 @@ def shuffle_mask(key: jax.Array, mask: Mask) -> Mask:
     noise = random(jax.random.fold_in(key, 1))([m.astype(jnp.float32) for m in filled])
     drawn = iter(best_of_each(noise, _counting.count_true(filled), None))
     return structure.unflatten(
-        placed_like(next(drawn), m) if m.size else m for m in leaves
+        shard_like(next(drawn), m) if m.size else m for m in leaves
     )

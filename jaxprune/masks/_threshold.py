@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxprune._types import Mask, Params, Prunable, Scores
 from jaxprune.core import _checks, _uint64
-from jaxprune.core._placement import all_true, placed_like
+from jaxprune.core._placement import all_true, shard_like
 from jaxprune.core._prunable import matrices, select_prunable
 from jaxprune.core._uint64 import Wide
 from jaxprune.masks import _counting, _host, _selection
@@ -258,7 +258,7 @@ def assemble(
     result = []
     for leaf, flag, old in zip(leaves, flags, kept, strict=True):
         if flag:
-            result.append(placed_like(next(remaining), leaf))
+            result.append(shard_like(next(remaining), leaf))
         else:
             result.append(all_true(leaf) if old is None else old)
     return jax.tree.unflatten(structure, result)

@@ -214,7 +214,7 @@ class Capture:
         ways += [None if p is None else sliced(p) for p in paths[last:]]
         chosen = self.step is not None and not self._loops
 
-        def turn(state: Any, step: Any) -> Any:
+        def body(state: Any, step: Any) -> Any:
             carry, total = state
             index, xs = step
             run = [*args[:first], *carry, *xs]
@@ -242,7 +242,7 @@ class Capture:
             k: jnp.zeros(v.shape, v.dtype) for k, v in empty.items() if not spread(k)
         }
         (carry, total), (outs, rest) = jax.lax.scan(
-            turn,
+            body,
             (begin, total),
             (index, args[last:]),
             length=scan.length,

@@ -35,7 +35,7 @@ def solve(
     kept = _all_true(weights)
     width = weights.shape[1]
 
-    def turn(start: jax.Array | int, size: int, state: tuple) -> tuple:
+    def body(start: jax.Array | int, size: int, state: tuple) -> tuple:
         weights, kept = state
         cut = functools.partial(
             jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size
@@ -53,9 +53,9 @@ def solve(
     state = weights, kept
     if whole:
         state = jax.lax.fori_loop(
-            0, whole, lambda i, s: turn(i * block, block, s), state
+            0, whole, lambda i, s: body(i * block, block, s), state
         )
-    return turn(whole * block, rest, state) if rest else state
+    return body(whole * block, rest, state) if rest else state
 
 
 def _all_true(weights: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxprune._types import Mask, Params, Prunable, Real
 from jaxprune.core import _checks
-from jaxprune.core._placement import gathered, placed_like
+from jaxprune.core._placement import replicate, shard_like
 from jaxprune.core._prunable import matrices, select_prunable
 from jaxprune.post_training._capture import Capture, Layout
 from jaxprune.post_training._obs import solve
@@ -126,8 +126,8 @@ def sparse_gpt(
             where = (slice(None),) * axis + (step,)
             new = leaves[leaf].at[where].set(new)
             mask = masks[leaf].at[where].set(mask)
-        leaves[leaf] = placed_like(new, leaves[leaf])
-        masks[leaf] = placed_like(mask, leaves[leaf])
+        leaves[leaf] = shard_like(new, leaves[leaf])
+        masks[leaf] = shard_like(mask, leaves[leaf])
     tree = jax.tree.unflatten
     return tree(structure, leaves), tree(structure, masks)
 
@@ -208,7 +208,7 @@ def _pruned(
     inputs, batch = shifted(layout.inputs), shifted(layout.batch)
     outputs = [i for i in range(leaf.ndim) if i not in (*inputs, *batch)]
     order = [*batch, *outputs, *inputs]
-    (whole, laid), (hessian, _) = gathered(leaf), gathered(hessian)
+    (whole, laid), (hessian, _) = replicate(leaf), replicate(hessian)
     moved = jnp.transpose(whole, order)
     width = hessian.shape[-1]
     products = hessian.reshape(-1, width, width)

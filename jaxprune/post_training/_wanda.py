@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from jaxprune._types import Params, Prunable, ScoreFn, Scores
 from jaxprune.core import _checks
-from jaxprune.core._dtypes import widened
-from jaxprune.core._placement import placed_like
+from jaxprune.core._dtypes import upcast_half
+from jaxprune.core._placement import shard_like
 from jaxprune.core._prunable import matrices, select_prunable
 from jaxprune.post_training._capture import Capture, Layout
 
@@ -73,11 +73,11 @@ def wanda(fn: Callable[..., Any], *, prunable: Prunable = matrices) -> ScoreFn:
         totals = capture(fn, params, inputs)
         check_found(capture, flags)
         leaves, structure = jax.tree.flatten(params)
-        scores = [jnp.abs(w) for w in jax.tree.leaves(widened(params))]
+        scores = [jnp.abs(w) for w in jax.tree.leaves(upcast_half(params))]
         for leaf, total in totals.items():
             layout, shape = capture.layouts[leaf], capture.shapes[leaf]
             scores[leaf] *= jnp.sqrt(_like_leaf(total, layout, shape))
-        placed = [placed_like(s, w) for s, w in zip(scores, leaves, strict=True)]
+        placed = [shard_like(s, w) for s, w in zip(scores, leaves, strict=True)]
         return jax.tree.unflatten(structure, placed)
 
     return score

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxprune._types import LossFn, Params
 from jaxprune.core import _checks
-from jaxprune.core._dtypes import widened
+from jaxprune.core._dtypes import upcast_half
 
 
 class Flow(NamedTuple):
@@ -75,9 +75,11 @@ def gradient_flow(
         else:
             gradient, hessian_vector = jax.linearize(grad, params)
             hessian_gradient = hessian_vector(gradient)
-        gradient = widened(gradient)
+        gradient = upcast_half(gradient)
         squared = jax.tree.map(jnp.square, gradient)
-        return Flow(widened(params), gradient, widened(hessian_gradient), squared)
+        return Flow(
+            upcast_half(params), gradient, upcast_half(hessian_gradient), squared
+        )
 
     return flow_fn
 
@@ -149,7 +151,7 @@ def mean_flow(
                 f"second time {seen_again[0]} of {seen_again[1]}. The batches must be "
                 "the same at every reading."
             )
-    return Flow(widened(params), gradient, hessian_gradient, squared)
+    return Flow(upcast_half(params), gradient, hessian_gradient, squared)
 
 
 def check_flow(flow: Any) -> Flow:
@@ -215,7 +217,7 @@ def _varying(leaf: jax.Array, axis_name: Any) -> jax.Array:
 
 
 def _zeros_like(params: Params) -> Any:
-    return jax.tree.map(jnp.zeros_like, widened(params))
+    return jax.tree.map(jnp.zeros_like, upcast_half(params))
 
 
 def _accumulated(
@@ -249,7 +251,7 @@ def _steps(loss_fn: LossFn) -> tuple[Any, Any]:
 def _make_steps(get_loss: Callable[[], Any]) -> tuple[Any, Any]:
     @jax.jit(donate_argnums=0)
     def first(total: Any, weight: jax.Array, params: Params, batch: Any) -> Any:
-        gradient = widened(gradient_fn(get_loss(), (batch,), None)(params))
+        gradient = upcast_half(gradient_fn(get_loss(), (batch,), None)(params))
         sums, squares = total
         return (
             jax.tree.map(lambda s, g: s + weight * g, sums, gradient),
@@ -264,7 +266,7 @@ def _make_steps(get_loss: Callable[[], Any]) -> tuple[Any, Any]:
         grad = gradient_fn(get_loss(), (batch,), None)
         _, hessian_gradient = jax.jvp(grad, (params,), (tangent,))
         return jax.tree.map(
-            lambda s, h: s + weight * h, total, widened(hessian_gradient)
+            lambda s, h: s + weight * h, total, upcast_half(hessian_gradient)
         )
 
     return first, second

@@ -10,8 +10,8 @@ from jax.sharding import AxisType
 from jaxprune import measures
 from jaxprune._types import LossFn, Params, ScoreFn, Scores
 from jaxprune.core import _checks
-from jaxprune.core._dtypes import widened
-from jaxprune.core._placement import placed_like
+from jaxprune.core._dtypes import upcast_half
+from jaxprune.core._placement import shard_like
 from jaxprune.scores._flow import gradient_flow
 
 
@@ -38,7 +38,7 @@ def magnitude(params: Params, *_: Any) -> Scores:
       <https://arxiv.org/abs/1506.02626>`_, NeurIPS 2015, Section 3.
     """
     _checks.check_floating(params, "params")
-    return jax.tree.map(jnp.abs, widened(params))
+    return jax.tree.map(jnp.abs, upcast_half(params))
 
 
 def random(key: jax.Array) -> ScoreFn:
@@ -254,9 +254,9 @@ def from_measure(
 
 
 def _uniform_like(key: jax.Array, leaf: Any) -> jax.Array:
-    dtype = widened(jnp.zeros([], leaf.dtype)).dtype
+    dtype = upcast_half(jnp.zeros([], leaf.dtype)).dtype
     if not isinstance(leaf, Tracer):
-        return placed_like(jax.random.uniform(key, jnp.shape(leaf), dtype), leaf)
+        return shard_like(jax.random.uniform(key, jnp.shape(leaf), dtype), leaf)
     sharding = jax.typeof(leaf).sharding  # Told by the type on Explicit meshes only.
     known = sharding if AxisType.Explicit in sharding.mesh.axis_types else None
     noise = jax.random.uniform(key, leaf.shape, dtype, out_sharding=known)

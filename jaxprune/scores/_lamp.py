@@ -5,8 +5,8 @@ import jax.numpy as jnp
 
 from jaxprune._types import Scores
 from jaxprune.core import _checks
-from jaxprune.core._dtypes import precision_of, widened
-from jaxprune.core._placement import gathered, placed_like
+from jaxprune.core._dtypes import precision_of, upcast_half
+from jaxprune.core._placement import replicate, shard_like
 
 
 def lamp(scores: Scores) -> Scores:
@@ -73,7 +73,7 @@ def lamp(scores: Scores) -> Scores:
             )
     with precision_of(scores):
         return jax.tree.map(
-            lambda s, wide: placed_like(_rescaled(wide), s), scores, widened(scores)
+            lambda s, wide: shard_like(_rescaled(wide), s), scores, upcast_half(scores)
         )
 
 
@@ -81,7 +81,7 @@ def lamp(scores: Scores) -> Scores:
 def _rescaled(scores: jax.Array) -> jax.Array:
     if not scores.size:
         return scores
-    whole, laid = gathered(scores)
+    whole, laid = replicate(scores)
     whole = whole.reshape(-1)
     whole = jnp.where(jnp.isfinite(whole), jnp.maximum(whole, 0), 0)
     largest = jnp.max(whole)

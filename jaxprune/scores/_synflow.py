@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxprune._types import Params, ScoreFn, Scores
 from jaxprune.core import _checks
-from jaxprune.core._dtypes import widened
+from jaxprune.core._dtypes import upcast_half
 
 
 def synflow(apply_fn: Callable[..., Any], *, dtype: Any = None) -> ScoreFn:
@@ -77,7 +77,7 @@ def synflow(apply_fn: Callable[..., Any], *, dtype: Any = None) -> ScoreFn:
         )
         gradient = jax.grad(strength)(positive, ones)
         return jax.tree.map(
-            lambda p, g: jnp.abs(widened(p) * widened(g)), positive, gradient
+            lambda p, g: jnp.abs(upcast_half(p) * upcast_half(g)), positive, gradient
         )
 
     def score(params: Params, *inputs: Any) -> Scores:

@@ -8,14 +8,14 @@ import optax
 
 from jaxprune._types import Mask, Params, Prunable
 from jaxprune.core import _checks
-from jaxprune.core._dtypes import widened
+from jaxprune.core._dtypes import upcast_half
 from jaxprune.core._prunable import matrices, select_prunable
 from jaxprune.masks._threshold import apply_mask, global_mask
 from jaxprune.transforms._keep_sparse import (
-    enforced,
     incremented,
     require_params,
     value_at,
+    zero_pruned,
     zeros_first,
 )
 from jaxprune.transforms._state import copied_like, initial_mask
@@ -155,8 +155,8 @@ def dissipating(
             stays = jax.tree.map(
                 lambda m, a, b: m & (jnp.abs(a - b) > least * jnp.abs(b)),
                 mask,
-                widened(given),
-                widened(state.start),
+                upcast_half(given),
+                upcast_half(state.start),
             )
             flags = jax.tree.structure(mask).unflatten(select_prunable(given, prunable))
             return jax.tree.map(lambda f, s, m: s if f else m, flags, stays, mask)
@@ -165,8 +165,8 @@ def dissipating(
             target = value_at(sparsity, step)
             ratio = jax.tree.map(
                 lambda a, b: jnp.abs(a - b) / jnp.abs(b),
-                widened(given),
-                widened(state.start),
+                upcast_half(given),
+                upcast_half(state.start),
             )
             scores = zeros_first(ratio, apply_mask(given, mask))
             return global_mask(scores, target, prunable=prunable, prior=mask)
@@ -176,6 +176,8 @@ def dissipating(
             due = due & (step <= until)
         choice = moved if sparsity is None else most_moved
         mask = when_due(due, choice, state.mask)
-        return enforced(updates, mask, given), DissipatingState(step, mask, state.start)
+        return zero_pruned(updates, mask, given), DissipatingState(
+            step, mask, state.start
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)

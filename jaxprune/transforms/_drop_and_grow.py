@@ -1,4 +1,4 @@
-"""What masks that move have in common: the wrapper, and the exchange of weights."""
+"""Masks that move: the wrapper around an optimizer, and the drop-and-grow step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +13,9 @@ from jaxprune.core import _checks, _uint64
 from jaxprune.masks import _counting, _selection
 from jaxprune.scores._from_loss import magnitude
 from jaxprune.transforms._keep_sparse import (
-    enforced,
     incremented,
     require_params,
+    zero_pruned,
     zeroed,
 )
 from jaxprune.transforms._reset_state import check_resettable, check_steady, fresh_where
@@ -54,7 +54,7 @@ def moving(
         params = require_params(params, updates, name)
         step = incremented(state.step)
 
-        # All that a due update changes is carried in place, so that others pass it by.
+        # The loop of when_due updates these in place, so other steps cost nothing.
         def move(value: tuple[Mask, Any, Any, Any]) -> tuple[Mask, Any, Any, Any]:
             mask, gradient, inner_state, _ = value
             mask, grown = moved((params, gradient, step), state, mask)
@@ -74,22 +74,22 @@ def moving(
         gradient = zeroed(gradient, mask)
         updates, inner_state = inner.update(gradient, inner_state, params, **extra)
         check_steady(state.inner_state, inner_state, name)
-        # What is grown is 0 and has no gradient; some optimizers would move it yet. To
-        # tell it from other weights at 0, flags beside the mask would be written on
-        # every step: these wait as well, in leaves where something grew.
+        # Regrown weights start at 0 with a zero gradient, but some optimizers still
+        # move them. Telling them from other zeros would need an array that is written
+        # on every step, so in leaves where something grew all zeros wait.
         trained = jax.tree.map(
             lambda m, p, new: m & (~new | (p != 0)), mask, params, grew
         )
         state = state._replace(step=step, mask=mask, inner_state=inner_state)
-        return enforced(updates, trained, params), state
+        return zero_pruned(updates, trained, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def exchanged(
+def drop_and_grow(
     before: Mask, mask: Mask, params: Params, growth: Scores, fraction: Any
 ) -> tuple[Mask, Mask]:
-    """Drops the smallest weights of each leaf's mask, and grows what was pruned before.
+    """Drops the smallest weights of each leaf and grows weights that were pruned.
 
     Args:
       before: the mask in use; what it keeps cannot be grown.

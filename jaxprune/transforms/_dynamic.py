@@ -13,7 +13,7 @@ from jaxprune.masks._threshold import global_mask
 from jaxprune.scores._from_loss import magnitude, random
 from jaxprune.transforms._drop_and_grow import (
     check_drop_fraction,
-    exchanged,
+    drop_and_grow,
     moving,
 )
 from jaxprune.transforms._keep_sparse import SparseWrapperState, value_at
@@ -119,7 +119,7 @@ def rigl(
     def moved(given: Any, state: SparseWrapperState, mask: Mask) -> tuple[Mask, Mask]:
         params, gradient, step = given
         fraction = value_at(drop_fraction, step)
-        return exchanged(mask, mask, params, magnitude(gradient), fraction)
+        return drop_and_grow(mask, mask, params, magnitude(gradient), fraction)
 
     def init(params: Params, inner_state: Any) -> SparseWrapperState:
         step = jnp.zeros([], jnp.int32)
@@ -186,7 +186,7 @@ def set_training(
     def moved(given: Any, state: SetTrainingState, mask: Mask) -> tuple[Mask, Mask]:
         params, _, step = given
         scores = random(jax.random.fold_in(state.key, step))(params)
-        return exchanged(mask, mask, params, scores, value_at(drop_fraction, step))
+        return drop_and_grow(mask, mask, params, scores, value_at(drop_fraction, step))
 
     def init(params: Params, inner_state: Any) -> SetTrainingState:
         step, own = jnp.zeros([], jnp.int32), jnp.array(key, copy=True)
@@ -260,7 +260,7 @@ def granet(
             magnitude(params), value_at(sparsity, step), prunable=prunable, prior=mask
         )
         fraction = value_at(drop_fraction, step)
-        return exchanged(mask, pruned, params, magnitude(gradient), fraction)
+        return drop_and_grow(mask, pruned, params, magnitude(gradient), fraction)
 
     def init(params: Params, inner_state: Any) -> SparseWrapperState:
         step = jnp.zeros([], jnp.int32)

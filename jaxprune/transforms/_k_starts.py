@@ -8,14 +8,14 @@ import optax
 
 from jaxprune._types import Mask, Params, Prunable, Scores
 from jaxprune.core import _checks
-from jaxprune.core._dtypes import widened
+from jaxprune.core._dtypes import upcast_half
 from jaxprune.core._prunable import matrices, select_prunable
 from jaxprune.masks._threshold import apply_mask, layerwise_mask
 from jaxprune.scores._from_loss import random
 from jaxprune.transforms._keep_sparse import (
-    enforced,
     incremented,
     require_params,
+    zero_pruned,
     zeros_first,
 )
 from jaxprune.transforms._state import initial_mask, narrowed
@@ -143,12 +143,12 @@ def k_starts(
     by_weight, by_gradient = _FITNESS[fitness]
 
     def union(params: Params, whole: Mask) -> Mask:
-        def turn(found: Mask, key: jax.Array) -> tuple[Mask, None]:
+        def body(found: Mask, key: jax.Array) -> tuple[Mask, None]:
             mask = layerwise_mask(random(key)(params), sparsity, prunable=prunable)
             return jax.tree.map(jnp.logical_or, found, mask), None
 
         nothing = jax.tree.map(jnp.zeros_like, whole)
-        return jax.lax.scan(turn, nothing, jax.random.split(key, k))[0]
+        return jax.lax.scan(body, nothing, jax.random.split(key, k))[0]
 
     def init(params: Params) -> KStartsState:
         mask = initial_mask(None, params)
@@ -189,10 +189,10 @@ def k_starts(
             impl = jax.random.key_impl(key)
             keys = jax.random.split(jax.random.wrap_key_data(state.key, impl=impl), k)
             flags = select_prunable(given, prunable)
-            signals = [jax.tree.map(jnp.abs, widened(given))] * by_weight
+            signals = [jax.tree.map(jnp.abs, upcast_half(given))] * by_weight
             signals += [evidence] * by_gradient
 
-            def turn(best: tuple[Mask, jax.Array], key: jax.Array) -> Any:
+            def body(best: tuple[Mask, jax.Array], key: jax.Array) -> Any:
                 noise = zeros_first(random(key)(given), apply_mask(given, prior))
                 mask = layerwise_mask(noise, sparsity, prunable=prunable, prior=prior)
                 fit = jnp.mean(jnp.stack([_share(mask, x, flags) for x in signals]))
@@ -204,14 +204,14 @@ def k_starts(
                     lambda new, old: jnp.where(better, new, old), (mask, value), best
                 ), fit
 
-            (mask, _), spread = jax.lax.scan(turn, (prior, jnp.float32(-1)), keys)
+            (mask, _), spread = jax.lax.scan(body, (prior, jnp.float32(-1)), keys)
             return mask, spread
 
         mask, spread = when_due(
             step == select_at, selected, (state.mask, state.fitness)
         )
         new = KStartsState(step, mask, evidence, spread, state.key)
-        return enforced(updates, mask, given), new
+        return zero_pruned(updates, mask, given), new
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -84,7 +84,7 @@ def keep_sparse(
         del extra
         params = require_params(params, updates, "keep_sparse")
         step = incremented(state.step)
-        return enforced(updates, state.mask, params), SparseState(step, state.mask)
+        return zero_pruned(updates, state.mask, params), SparseState(step, state.mask)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -136,7 +136,7 @@ def sparse(
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
         step = incremented(state.step)
         return (
-            enforced(updates, state.mask, params),
+            zero_pruned(updates, state.mask, params),
             SparseWrapperState(step, state.mask, inner_state),
         )
 
@@ -148,7 +148,7 @@ def zeroed(updates: Any, mask: Mask) -> Any:
     return jax.tree.map(lambda u, m: jnp.where(m, u, jnp.zeros_like(u)), updates, mask)
 
 
-def enforced(updates: Any, mask: Mask, params: Params) -> Any:
+def zero_pruned(updates: Any, mask: Mask, params: Params) -> Any:
     """Sends the pruned weights to exactly 0, in the parameters' dtype."""
     return jax.tree.map(
         lambda u, m, p: jnp.where(m, u.astype(p.dtype), -p), updates, mask, params

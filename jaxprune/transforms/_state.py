@@ -12,7 +12,7 @@ import optax
 
 from jaxprune._types import Mask, Params
 from jaxprune.core import _checks
-from jaxprune.core._placement import all_true, is_cut, placed_like
+from jaxprune.core._placement import all_true, is_cut, shard_like
 
 
 def initial_mask(mask: Mask | None, params: Any) -> Any:
@@ -214,7 +214,7 @@ def _matching_leaves(tree: Any, reference: Any) -> list[Any]:
 
 def copied_like(mask: Any, leaf: Any) -> jax.Array:
     """Copies a mask, so that donation spares the user's, to where ``leaf`` lies."""
-    copy = placed_like(jnp.array(mask, copy=True), leaf)
+    copy = shard_like(jnp.array(mask, copy=True), leaf)
     # While tracing, an Explicit mesh wants to be told; elsewhere the type says nothing.
     sharding = jax.typeof(leaf).sharding
     if is_cut(sharding) and jax.typeof(copy).sharding != sharding:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxprune._types import Mask, Params, Prunable, Real
 from jaxprune.core import _checks, _uint64
-from jaxprune.core._dtypes import widened
+from jaxprune.core._dtypes import upcast_half
 from jaxprune.core._prunable import matrices, select_prunable
 from jaxprune.masks import _counting
 
@@ -118,9 +118,9 @@ def earlycrop_trigger(sparsity: Real, *, prunable: Prunable = matrices) -> Trigg
         _checks.check_like(params, state.reference, "params", "the reference")
         flags = select_prunable(params, prunable)
         moved = jax.tree.map(
-            lambda p, r: p - r, widened(params), widened(state.reference)
+            lambda p, r: p - r, upcast_half(params), upcast_half(state.reference)
         )
-        distance = _norm(moved, flags) / _norm(widened(state.reference), flags)
+        distance = _norm(moved, flags) / _norm(upcast_half(state.reference), flags)
         first = jnp.where(state.step == 0, distance, state.first)
         due = jnp.abs(distance - state.distance) < first * (1.0 - sparsity)
         step = state.step + 1

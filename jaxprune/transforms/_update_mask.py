@@ -11,9 +11,9 @@ from jaxprune._types import Mask, Params
 from jaxprune.core import _checks
 from jaxprune.transforms._keep_sparse import (
     SparseState,
-    enforced,
     incremented,
     require_params,
+    zero_pruned,
 )
 from jaxprune.transforms._state import initial_mask
 from jaxprune.transforms._when_due import due_updates, when_due
@@ -98,6 +98,6 @@ def updated_mask(
             return new
 
         mask = when_due(due(step), updated, state.mask)
-        return enforced(updates, mask, given), SparseState(step, mask)
+        return zero_pruned(updates, mask, given), SparseState(step, mask)
 
     return optax.GradientTransformationExtraArgs(init, update)

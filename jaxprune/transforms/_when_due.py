@@ -14,23 +14,23 @@ from jaxprune.core import _checks
 def when_due(due: jax.Array, fn: Callable[[Any], Any], value: Any) -> Any:
     """Returns ``fn(value)`` where due, else ``value``.
 
-    A loop of one turn or none, and a branch in it. The loop carries ``value`` in place,
-    where both branches of a ``cond`` alone would write it anew. The branch holds back
-    what ``fn`` computes from anything else, which XLA would move out of the loop and so
-    run on every step.
+    A ``while_loop`` runs at most once, with a ``cond`` in its body. The loop updates
+    ``value`` in place, whereas a ``cond`` alone would copy it in both branches. The
+    ``cond`` keeps work that does not depend on ``value`` inside the loop: XLA would
+    otherwise move it out and run it on every step.
 
-    Under ``vmap`` a ``cond`` with a batched flag is a select, which always does the
-    work. So loop and branch are entered if it is due in any lane, by a flag without a
-    batch axis, and inside each lane chooses by its own.
+    Under ``vmap``, a ``cond`` with a batched flag becomes a select, which always does
+    the work. So loop and ``cond`` test one unbatched flag, True if any lane is due, and
+    each lane then selects by its own flag.
     """
 
-    def turn(carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+    def body(carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
         first, value = carry
         in_lane = functools.partial(jax.lax.cond, due, fn, _same)
         return jnp.zeros_like(first), jax.lax.cond(first, in_lane, _same, value)
 
     start = (_in_any_lane(due), value)
-    return jax.lax.while_loop(lambda carry: carry[0], turn, start)[1]
+    return jax.lax.while_loop(lambda carry: carry[0], body, start)[1]
 
 
 def _same(value: Any) -> Any:
