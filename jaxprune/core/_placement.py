@@ -40,14 +40,14 @@ def all_true(leaf: Any) -> jax.Array:
 
 
 def is_cut(sharding: NamedSharding) -> bool:
-    """Tells whether a sharding cuts the array. Types know it on Explicit meshes only."""
+    """Tells whether a type's sharding cuts the array; only Explicit meshes say so."""
     return any(axis is not None for axis in sharding.spec)
 
 
 def replicate(array: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
-    """The array whole on every device, and what lays another where it lay.
+    """Replicates an array and returns a function that restores its sharding.
 
-    Only on Explicit meshes, where its type tells; elsewhere the compiler decides.
+    This is for Explicit meshes only; elsewhere the compiler decides.
     """
     sharding = jax.typeof(array).sharding
     if not is_cut(sharding):
