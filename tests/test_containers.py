@@ -118,10 +118,18 @@ CONTAINERS = {
     "nnx.State": _nnx,
     "equinox": _equinox,
 }
+
+
+def _halved(params, mask, step):
+    del step
+    return jp.global_mask(jp.magnitude(params), 0.5, prior=mask)
+
+
 LINKS = {
     "keep_sparse": lambda tx, mask: optax.chain(tx, jp.keep_sparse(mask)),
     "sparse": lambda tx, mask: jp.sparse(tx, mask),
     "gradual": lambda tx, _: optax.chain(tx, jp.gradual(0.5, every=3)),
+    "update_mask": lambda tx, _: optax.chain(tx, jp.update_mask(_halved, every=3)),
     "k_starts": lambda tx, _: optax.chain(
         tx, jp.k_starts(jax.random.key(0), 3, 0.5, select_at=3)
     ),
