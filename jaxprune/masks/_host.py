@@ -45,7 +45,7 @@ def best_of_all(
 def best_of_each(
     leaves: Sequence[Any], keep: Wide, eligible: Sequence[Any] | None
 ) -> list[jax.Array]:
-    """Marks in each leaf as many of its largest entries as its count says."""
+    """Marks the largest entries of each leaf, up to the leaf's count."""
     keys = _host_keys(leaves, eligible)
     counts = [
         _uint64.to_int(Wide(*words))

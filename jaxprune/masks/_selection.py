@@ -59,7 +59,7 @@ def best_of_each(
     keep: Wide,
     eligible: Sequence[jax.Array] | None = None,
 ) -> list[jax.Array]:
-    """Marks in each leaf as many of its largest entries as its count says, exactly.
+    """Marks the largest entries of each leaf, exactly as many as its count.
 
     Args:
       leaves: as in `best_of_all`.
@@ -248,7 +248,7 @@ def _bounds(
     ties: Wide,
     room: Wide,
 ) -> list[Wide]:
-    """Finds for each leaf of the stacks the flat index before which its share lies.
+    """Finds for each stacked leaf the flat index before which its ties are kept.
 
     Only the leaves that can take some of their ties and not all are searched, all in
     one loop that ends when every candidate has counted right.
@@ -324,7 +324,7 @@ def _bounds(
 
 
 def _marked(stack: Stack, key: jax.Array, bound: Wide) -> jax.Array:
-    """Marks what lies above the key, and what equals it before the bound."""
+    """Marks entries above the key, and ties with it before the bound."""
     values, eligible = stack
     keys = _keys.to_keys(values, eligible)
     before = _counting.precedes(stack, bound)(_counting.whole(values))

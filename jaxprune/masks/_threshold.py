@@ -206,7 +206,7 @@ def broadcast_sparsity(sparsity: Any, scores: Any, flags: Sequence[bool]) -> lis
 def best_of_each(
     leaves: list[jax.Array], keep: Wide, eligible: list[jax.Array] | None
 ) -> list[jax.Array]:
-    """Marks in each leaf as many of its largest entries as its count says.
+    """Marks the largest entries of each leaf, up to the leaf's count.
 
     Values on one CPU device are ranked by NumPy: nothing has to be compiled.
     """
