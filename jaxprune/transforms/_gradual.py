@@ -27,7 +27,8 @@ def gradual(
     Update k = 1, 2, ... recomputes the mask when ``k % every == 0``, at
     ``sparsity(k)``, from the scores of the parameters that it is given, inside the mask
     so far: pruned weights stay pruned, and weights that are exactly 0, for example
-    because an earlier link removed them, are removed first. Other updates only enforce the mask.
+    because an earlier link removed them, are removed first. Other updates only enforce
+    the mask.
     Before the first due update nothing is pruned. (To score the parameters that update
     k produces, every update would have to write them out to memory first.)
 
