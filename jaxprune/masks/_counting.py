@@ -70,15 +70,20 @@ def partition(leaves: Sequence[jax.Array]) -> tuple[list[int], list[list[int]]]:
     return rows, list(groups.values())
 
 
-def stack(leaves: Sequence[jax.Array], eligible: Sequence[jax.Array] | None) -> Stack:
+def stack(
+    leaves: Sequence[jax.Array],
+    eligible: Sequence[jax.Array] | None = None,
+    excluded: Sequence[jax.Array] | None = None,
+) -> Stack:
     """Stacks leaves of one shape.
 
     The barrier has scores that are still being computed written once, not once a pass.
     """
-    return Stack(
-        jax.lax.optimization_barrier(jnp.stack(leaves)),
-        None if eligible is None else jnp.stack(eligible),
-    )
+    flags = None if eligible is None else jnp.stack(eligible)
+    if excluded is not None:
+        others = ~jnp.stack(excluded)
+        flags = others if flags is None else flags & others
+    return Stack(jax.lax.optimization_barrier(jnp.stack(leaves)), flags)
 
 
 def whole(array: jax.Array) -> Region:
@@ -193,7 +198,7 @@ def _count_true(leaves: list[jax.Array]) -> Wide:
     # Stacked, masks that are cut along different axes would be gathered.
     alone = [[i] for members in stacks for i in members]
     for (i,) in alone:
-        counts += count(stack([leaves[i]], None), lambda block, *_: [block], 1)
+        counts += count(stack([leaves[i]]), lambda block, *_: [block], 1)
     return in_order(counts, [rows, *alone] if rows else alone)
 
 

@@ -5,7 +5,9 @@ with an entry per leaf becomes one with an entry per row by indexing, and counts
 become counts per leaf by a segment sum.
 """
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,14 +38,20 @@ class Rows(NamedTuple):
 
 
 def pack(
-    leaves: Sequence[jax.Array], eligible: Sequence[jax.Array] | None, dtype: Any
+    leaves: Sequence[jax.Array],
+    eligible: Sequence[jax.Array] | None,
+    excluded: Sequence[jax.Array] | None,
+    dtype: Any,
+    of: Callable[[jax.Array], jax.Array],
 ) -> Rows:
-    """Packs leaves, converted to ``dtype``; what is not eligible becomes absent."""
+    """Packs ``of`` the leaves in ``dtype``; what does not take part becomes absent."""
     values, owner, real = _matrix(leaves, dtype)
     if eligible is not None:
         real &= _matrix(eligible, bool)[0]
+    if excluded is not None:
+        real &= ~_matrix(excluded, bool)[0]
     # Written once: else every pass that reads the keys would compute them anew.
-    keys = jax.lax.optimization_barrier(_keys.to_keys(values, real))
+    keys = jax.lax.optimization_barrier(_keys.to_keys(of(values), real))
     return Rows(keys, owner, tuple(leaf.shape for leaf in leaves))
 
 
@@ -125,14 +133,31 @@ def choose(rows: Rows, key: jax.Array, room: Wide) -> jax.Array:
 
 def unpack(matrix: jax.Array, leaves: Sequence[jax.Array]) -> list[jax.Array]:
     """Takes a matrix of rows apart into arrays of the leaves' shapes."""
-    # Plain slices, with nothing fused into them: the work on leaves of one shape is
-    # then one kernel, which does not depend on where the leaf is in the matrix.
-    flat = jax.lax.optimization_barrier(matrix).reshape(-1)
-    parts, start = [], 0
-    for leaf in leaves:
-        end = start + leaf.size
-        parts.append(jax.lax.slice_in_dim(flat, start, end).reshape(leaf.shape))
-        start = start + -(-leaf.size // matrix.shape[1]) * matrix.shape[1]
+    width = matrix.shape[1]
+    rows = [-(-leaf.size // width) for leaf in leaves]
+    starts = [width * n for n in itertools.accumulate(rows, initial=0)][:-1]
+    return _cut(matrix.reshape(-1), starts, [leaf.shape for leaf in leaves])
+
+
+def entries(vector: jax.Array) -> list[jax.Array]:
+    """Takes a vector apart into scalars."""
+    return _cut(vector, range(len(vector)), [()] * len(vector))
+
+
+def _cut(
+    flat: jax.Array, starts: Sequence[int], shapes: Sequence[tuple[int, ...]]
+) -> list[jax.Array]:
+    """Cuts arrays out of a vector, with one kernel for all that have the same shape.
+
+    A slice at a known place is a kernel of its own, which takes as long to compile, so
+    the barriers hide from XLA where each starts, and keep other work out of it.
+    """
+    flat = jax.lax.optimization_barrier(flat)
+    indices = jax.lax.optimization_barrier([jnp.uint32(start) for start in starts])
+    parts = [
+        jax.lax.dynamic_slice(flat, [index], [math.prod(shape)]).reshape(shape)
+        for index, shape in zip(indices, shapes, strict=True)
+    ]
     return jax.lax.optimization_barrier(parts)
 
 

@@ -100,6 +100,9 @@ def mark(
     keep: Wide,
     eligible: Sequence[jax.Array] | None,
     group: np.ndarray,
+    *,
+    excluded: Sequence[jax.Array] | None = None,
+    of: Callable[[jax.Array], jax.Array] = lambda values: values,
 ) -> list[jax.Array]:
     """Marks in each group of leaves its largest entries, ``keep`` of them.
 
@@ -108,6 +111,9 @@ def mark(
       keep: a count for every group.
       eligible: which entries take part, or None for all.
       group: the group of each leaf: all in group 0, or each leaf in its own.
+      excluded: which entries do not take part, or None.
+      of: applied entry by entry to what is compared: ``jnp.abs`` for magnitudes. On
+        packed leaves that is one kernel; applied by the caller it is one per shape.
 
     Returns:
       The marks as the leaves are partitioned: packed into rows and stacked; `deal`
@@ -119,13 +125,15 @@ def mark(
         positions = [packed] * bool(packed) + stacked
         parts: list[_packing.Rows | Stack] = []
         for members in positions:
-            own = pick(leaves, members)
-            flags = None if eligible is None else pick(eligible, members)
+            own, *flags = [
+                None if tree is None else pick(tree, members)
+                for tree in (leaves, eligible, excluded)
+            ]
             if members is packed:
-                parts.append(_packing.pack(own, flags, dtype))
+                parts.append(_packing.pack(own, *flags, dtype, of))
             else:
-                own = [leaf.astype(dtype) for leaf in own]
-                parts.append(_counting.stack(own, flags))
+                own = [of(leaf.astype(dtype)) for leaf in own]
+                parts.append(_counting.stack(own, *flags))
 
         def count(per_part: Callable[[Any, np.ndarray], list[Wide]]) -> list[Wide]:
             """The counts of all parts, joined into vectors in the order of leaves."""

@@ -10,8 +10,7 @@ import optax
 
 from jaxprune._types import Mask, Params, Scores
 from jaxprune.core import _checks, _uint64
-from jaxprune.masks import _counting, _selection
-from jaxprune.scores._from_loss import magnitude
+from jaxprune.masks import _counting, _packing, _selection
 from jaxprune.transforms._keep_sparse import (
     incremented,
     require_params,
@@ -27,7 +26,7 @@ def moving(
     inner: optax.GradientTransformation,
     init_state: Callable[[Params, Any], Any],
     due: Callable[[jax.Array], jax.Array],
-    moved: Callable[[Any, Any, Mask], tuple[Mask, Mask]],
+    moved: Callable[[Any, Any, Mask], tuple[Mask, Mask, Any]],
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer as `sparse` does, around a mask that moves when it is due.
 
@@ -36,8 +35,8 @@ def moving(
       inner: the optimizer.
       init_state: the parameters and the optimizer's state to the wrapper's state.
       due: tells of the update's number whether the mask moves.
-      moved: parameters, gradient and number, the state, and the mask in use to the new
-        mask and what is grown in it.
+      moved: parameters, gradient and number, the state, and the mask in use to what
+        `drop_and_grow` returns.
     """
     _checks.check_optimizer(inner, name)
     inner = optax.with_extra_args_support(inner)
@@ -57,15 +56,10 @@ def moving(
         # The loop of when_due updates these in place, so other steps cost nothing.
         def move(value: tuple[Mask, Any, Any, Any]) -> tuple[Mask, Any, Any, Any]:
             mask, gradient, inner_state, _ = value
-            mask, grown = moved((params, gradient, step), state, mask)
+            mask, grown, grew = moved((params, gradient, step), state, mask)
             seen = jax.tree.map(lambda m, new: m & ~new, mask, grown)
             inner_state = fresh_where(grown, inner_state, inner, params)
-            return (
-                mask,
-                zeroed(gradient, seen),
-                inner_state,
-                jax.tree.map(jnp.any, grown),
-            )
+            return mask, zeroed(gradient, seen), inner_state, grew
 
         still = jax.tree.map(lambda m: jnp.zeros_like(m, shape=()), state.mask)
         mask, gradient, inner_state, grew = when_due(
@@ -88,54 +82,45 @@ def moving(
 
 def drop_and_grow(
     before: Mask, mask: Mask, params: Params, growth: Scores, fraction: Any
-) -> tuple[Mask, Mask]:
-    """Drops the smallest weights of each leaf and grows weights that were pruned.
+) -> tuple[Mask, Mask, Any]:
+    r"""Drops the smallest weights of each leaf and grows weights that were pruned.
 
     Args:
       before: the mask in use; what it keeps cannot be grown.
       mask: what may be kept on, inside ``before``.
       params: those of least magnitude are dropped.
-      growth: those of largest score are grown.
+      growth: those of largest magnitude are grown.
       fraction: of the kept weights that move.
 
     Returns:
-      A mask that keeps as many weights of each leaf as ``mask`` does, and what is grown
-      in it.
+      A mask that keeps as many weights of each leaf as ``mask`` does, the weights grown
+      in it, and for each leaf whether there are any.
     """
-    leaves, structure = jax.tree.flatten(mask)
-    new = [jnp.zeros_like(leaf) for leaf in leaves]
-    taking = [i for i, leaf in enumerate(leaves) if leaf.size]
+    structure = jax.tree.structure(mask)
+    trees = map(jax.tree.leaves, (before, mask, params, growth))
+    leaves = list(zip(*trees, strict=True))
 
-    def parts(tree: Any) -> list[jax.Array]:
-        return _selection.pick(jax.tree.leaves(tree), taking)
-
-    kept, pruned = parts(mask), [~leaf for leaf in parts(before)]
-    sizes, gains = parts(magnitude(params)), parts(growth)
-
-    def exchange(members: list[int]) -> list[tuple[jax.Array, jax.Array]]:
-        pick = _selection.pick
-        stays, grows = pick(kept, members), pick(pruned, members)
-        numbers, room = _counting.count_true(stays), _counting.count_true(grows)
+    def exchange(members: list[int]) -> list[tuple[jax.Array, ...]]:
+        used, kept, sizes, gains = zip(*_selection.pick(leaves, members), strict=True)
+        numbers = _counting.count_true(kept)
+        total = _uint64.wide([leaf.size for leaf in used])
+        room = _uint64.subtract(total, _counting.count_true(used))
         moved = jax.vmap(_uint64.scaled, (None, 0))(fraction, numbers)
         moved = _uint64.minimum(moved, room)
-        each = np.arange(len(members))
         left = _uint64.subtract(numbers, moved)
-        stay = _selection.mark(pick(sizes, members), left, stays, each)
-        grow = _selection.mark(pick(gains, members), moved, grows, each)
-        kept_now = [s | g for s, g in zip(stay, grow, strict=True)]
-        if not _counting.partition(pick(sizes, members))[0]:
-            new = _selection.deal(grow, pick(sizes, members))
-            old = _selection.deal(kept_now, pick(sizes, members))
-            return list(zip(old, new, strict=True))
-        # One byte says both, so that packed leaves are taken apart once.
-        marks = [k + g.astype(jnp.uint8) for k, g in zip(kept_now, grow, strict=True)]
-        marks = _selection.deal(marks, pick(sizes, members))
-        return [(mark > 0, mark > 1) for mark in marks]
+        each = np.arange(len(members))
+        stay = _selection.mark(sizes, left, kept, each, of=jnp.abs)
+        grow = _selection.mark(gains, moved, None, each, excluded=used, of=jnp.abs)
+        # One byte says both, so that leaves are taken apart once.
+        marks = [s + 2 * g.astype(jnp.uint8) for s, g in zip(stay, grow, strict=True)]
+        marks = _selection.deal(marks, sizes)
+        grew = _packing.entries((moved.high | moved.low) != 0)
+        return [(m > 0, m > 1, some) for m, some in zip(marks, grew, strict=True)]
 
-    marks = _selection.apart(sizes, exchange) if taking else []
-    for i, mark in zip(taking, marks, strict=True):
-        leaves[i], new[i] = mark
-    return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(structure, new)
+    moved = _selection.apart(jax.tree.leaves(params), exchange)
+    return tuple(
+        jax.tree.unflatten(structure, part) for part in zip(*moved, strict=True)
+    )
 
 
 def check_drop_fraction(drop_fraction: Any) -> None:

@@ -116,10 +116,12 @@ def rigl(
     due = due_updates(every, until, least=2)
     check_drop_fraction(drop_fraction)
 
-    def moved(given: Any, state: SparseWrapperState, mask: Mask) -> tuple[Mask, Mask]:
+    def moved(
+        given: Any, state: SparseWrapperState, mask: Mask
+    ) -> tuple[Mask, Mask, Any]:
         params, gradient, step = given
         fraction = value_at(drop_fraction, step)
-        return drop_and_grow(mask, mask, params, magnitude(gradient), fraction)
+        return drop_and_grow(mask, mask, params, gradient, fraction)
 
     def init(params: Params, inner_state: Any) -> SparseWrapperState:
         step = jnp.zeros([], jnp.int32)
@@ -183,7 +185,9 @@ def set_training(
     check_drop_fraction(drop_fraction)
     _checks.check_key(key)
 
-    def moved(given: Any, state: SetTrainingState, mask: Mask) -> tuple[Mask, Mask]:
+    def moved(
+        given: Any, state: SetTrainingState, mask: Mask
+    ) -> tuple[Mask, Mask, Any]:
         params, _, step = given
         scores = random(jax.random.fold_in(state.key, step))(params)
         return drop_and_grow(mask, mask, params, scores, value_at(drop_fraction, step))
@@ -254,13 +258,15 @@ def granet(
     due = due_updates(every, until, least=2)
     check_drop_fraction(drop_fraction)
 
-    def moved(given: Any, state: SparseWrapperState, mask: Mask) -> tuple[Mask, Mask]:
+    def moved(
+        given: Any, state: SparseWrapperState, mask: Mask
+    ) -> tuple[Mask, Mask, Any]:
         params, gradient, step = given
         pruned = global_mask(
             magnitude(params), value_at(sparsity, step), prunable=prunable, prior=mask
         )
         fraction = value_at(drop_fraction, step)
-        return drop_and_grow(mask, pruned, params, magnitude(gradient), fraction)
+        return drop_and_grow(mask, pruned, params, gradient, fraction)
 
     def init(params: Params, inner_state: Any) -> SparseWrapperState:
         step = jnp.zeros([], jnp.int32)
