@@ -1,14 +1,17 @@
 """Puts masks and scores on the devices of their parameters."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxprune.core import _checks
+
+_LARGE = 2**22  # Arrays from this size on are not copied.
 
 
 def shard_like(array: jax.Array, leaf: Any) -> jax.Array:
@@ -54,3 +57,29 @@ def replicate(array: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], jax.Ar
         return array, lambda other: other
     whole = jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec()))
     return whole, lambda other: jax.sharding.reshard(other, sharding)
+
+
+def large_or_shared(array: jax.Array) -> bool:
+    """Tells whether an array is to stay where it is, as a whole.
+
+    An array whose type names no mesh is taken for one that a single device holds: if it
+    is not, results are the same and it is gathered.
+    """
+    return (
+        array.size >= _LARGE
+        or most_shards(array) > 1
+        or any(axis is not None for axis in spec_of(array))
+    )
+
+
+def most_shards(array: jax.Array) -> int:
+    """How many shards an axis may be cut into by the compiler, on a mesh of Auto."""
+    mesh = jax.typeof(array).sharding.mesh
+    axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return math.prod(mesh.shape[name] for name, kind in axes if kind == AxisType.Auto)
+
+
+def spec_of(array: jax.Array) -> tuple[Any, ...]:
+    """An axis name, names or None for every axis: known on Explicit meshes only."""
+    spec = tuple(jax.typeof(array).sharding.spec)
+    return spec + (None,) * (array.ndim - len(spec))

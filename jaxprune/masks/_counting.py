@@ -17,11 +17,11 @@ import numpy as np
 from jax.sharding import AxisType
 
 from jaxprune.core import _checks, _uint64
+from jaxprune.core._placement import large_or_shared, most_shards, spec_of
 from jaxprune.core._uint64 import Wide
 from jaxprune.masks import _packing
 
 _SMALL = 2**16  # Leaves below this size are stacked, and are counted in one piece.
-_LARGE = 2**22  # Leaves from this size on are not copied.
 _SLICE = 8  # Entries summed at a time: XLA fuses short sums, and caches hold them.
 _SHORTEST = 32  # The shortest axis worth walking along.
 _WALKED = 128  # An axis is split further than need be down to this length.
@@ -51,9 +51,7 @@ class Stack(NamedTuple):
 def partition(leaves: Sequence[jax.Array]) -> tuple[list[int], list[list[int]]]:
     """Says which leaves to pack into rows, and which to stack where they are.
 
-    Leaves are packed unless they are very large or devices may share them. A leaf whose
-    type names no mesh is taken for one that a single device holds: if it is not, the
-    result is the same and the leaf is gathered.
+    Leaves are packed unless they are very large or devices may share them.
 
     Returns:
       The positions of the leaves to pack, and those of each stack.
@@ -61,11 +59,11 @@ def partition(leaves: Sequence[jax.Array]) -> tuple[list[int], list[list[int]]]:
     rows: list[int] = []
     groups: dict[Any, list[int]] = {}
     for i, leaf in enumerate(leaves):
-        if leaf.size < _LARGE and not _may_be_shared(leaf):
+        if not large_or_shared(leaf):
             rows.append(i)
         else:
             # Devices may cut leaves of one shape differently: large ones stay alone.
-            key = i if leaf.size >= _SMALL else (leaf.shape, _spec(leaf))
+            key = i if leaf.size >= _SMALL else (leaf.shape, spec_of(leaf))
             groups.setdefault(key, []).append(i)
     return rows, list(groups.values())
 
@@ -243,7 +241,7 @@ def _layout(leaf: jax.Array) -> tuple[tuple[int, ...], int] | None:
     outer = math.lcm(shards, math.gcd(shape[axis], 8))
     if shape[axis] % outer:
         outer = shards
-    most = _most_shards(leaf)
+    most = most_shards(leaf)
     while shape[axis] % (2 * outer) == 0:
         if shape[axis] // (2 * outer) < (_SHORTEST if outer < most else _WALKED):
             break
@@ -256,28 +254,10 @@ def _layout(leaf: jax.Array) -> tuple[tuple[int, ...], int] | None:
 
 def _shards(leaf: jax.Array, axis: int) -> int:
     """How many shards an axis is cut into, where its type says so."""
-    names = _spec(leaf)[axis]
+    names = spec_of(leaf)[axis]
     names = names if isinstance(names, tuple) else (names,)
     mesh = jax.typeof(leaf).sharding.mesh
     return math.prod(mesh.shape[name] for name in names if isinstance(name, str))
-
-
-def _may_be_shared(leaf: jax.Array) -> bool:
-    """Tells whether the type of a leaf names a mesh of several devices."""
-    return _most_shards(leaf) > 1 or any(axis is not None for axis in _spec(leaf))
-
-
-def _most_shards(leaf: jax.Array) -> int:
-    """How many shards an axis may be cut into by the compiler, on a mesh of Auto."""
-    mesh = jax.typeof(leaf).sharding.mesh
-    axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    return math.prod(mesh.shape[name] for name, kind in axes if kind == AxisType.Auto)
-
-
-def _spec(leaf: jax.Array) -> tuple[Any, ...]:
-    """An axis name, names or None for every axis: known on Explicit meshes only."""
-    spec = tuple(jax.typeof(leaf).sharding.spec)
-    return spec + (None,) * (leaf.ndim - len(spec))
 
 
 def _sharding(array: jax.Array) -> Any:

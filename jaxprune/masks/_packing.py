@@ -6,7 +6,6 @@ become counts per leaf by a segment sum.
 """
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.core._cut import cut
 from jaxprune.core._uint64 import Wide
 from jaxprune.masks import _keys
 
@@ -136,29 +136,7 @@ def unpack(matrix: jax.Array, leaves: Sequence[jax.Array]) -> list[jax.Array]:
     width = matrix.shape[1]
     rows = [-(-leaf.size // width) for leaf in leaves]
     starts = [width * n for n in itertools.accumulate(rows, initial=0)][:-1]
-    return _cut(matrix.reshape(-1), starts, [leaf.shape for leaf in leaves])
-
-
-def entries(vector: jax.Array) -> list[jax.Array]:
-    """Takes a vector apart into scalars."""
-    return _cut(vector, range(len(vector)), [()] * len(vector))
-
-
-def _cut(
-    flat: jax.Array, starts: Sequence[int], shapes: Sequence[tuple[int, ...]]
-) -> list[jax.Array]:
-    """Cuts arrays out of a vector, with one kernel for all that have the same shape.
-
-    A slice at a known place is a kernel of its own, which takes as long to compile, so
-    the barriers hide from XLA where each starts, and keep other work out of it.
-    """
-    flat = jax.lax.optimization_barrier(flat)
-    indices = jax.lax.optimization_barrier([jnp.uint32(start) for start in starts])
-    parts = [
-        jax.lax.dynamic_slice(flat, [index], [math.prod(shape)]).reshape(shape)
-        for index, shape in zip(indices, shapes, strict=True)
-    ]
-    return jax.lax.optimization_barrier(parts)
+    return cut(matrix.reshape(-1), starts, [leaf.shape for leaf in leaves])
 
 
 def _per_leaf(rows: Rows) -> Any:

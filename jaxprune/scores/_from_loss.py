@@ -10,8 +10,9 @@ from jax.sharding import AxisType
 from jaxprune import measures
 from jaxprune._types import LossFn, Params, ScoreFn, Scores
 from jaxprune.core import _checks
+from jaxprune.core._cut import entries
 from jaxprune.core._dtypes import upcast_half
-from jaxprune.core._placement import shard_like
+from jaxprune.core._placement import large_or_shared, shard_like
 from jaxprune.scores._flow import gradient_flow
 
 
@@ -65,7 +66,7 @@ def random(key: jax.Array) -> ScoreFn:
     def score(params: Params, *_: Any) -> Scores:
         _checks.check_floating(params, "params")
         leaves, structure = jax.tree.flatten(params)
-        keys = jax.random.split(key, len(leaves))
+        keys = entries(jax.random.split(key, len(leaves)))
         return jax.tree.unflatten(
             structure, [_uniform_like(k, p) for k, p in zip(keys, leaves, strict=True)]
         )
@@ -257,8 +258,12 @@ def _uniform_like(key: jax.Array, leaf: Any) -> jax.Array:
     dtype = upcast_half(jnp.zeros([], leaf.dtype)).dtype
     if not isinstance(leaf, Tracer):
         return shard_like(jax.random.uniform(key, jnp.shape(leaf), dtype), leaf)
+    if not large_or_shared(leaf):
+        # Drawn flat, so that leaves of one size share the kernels.
+        noise = jax.lax.optimization_barrier(jax.random.uniform(key, leaf.size, dtype))
+        return noise.reshape(leaf.shape)
     sharding = jax.typeof(leaf).sharding  # Told by the type on Explicit meshes only.
     known = sharding if AxisType.Explicit in sharding.mesh.axis_types else None
     noise = jax.random.uniform(key, leaf.shape, dtype, out_sharding=known)
-    # Hang the noise on the leaf, or the compiler would not lay it where the leaf lies.
+    # Make the noise depend on the leaf so that it inherits the leaf's sharding.
     return jnp.where(leaf == leaf, noise, noise)

@@ -10,7 +10,8 @@ import optax
 
 from jaxprune._types import Mask, Params, Scores
 from jaxprune.core import _checks, _uint64
-from jaxprune.masks import _counting, _packing, _selection
+from jaxprune.core._cut import entries
+from jaxprune.masks import _counting, _selection
 from jaxprune.transforms._keep_sparse import (
     incremented,
     require_params,
@@ -114,7 +115,7 @@ def drop_and_grow(
         # One byte says both, so that leaves are taken apart once.
         marks = [s + 2 * g.astype(jnp.uint8) for s, g in zip(stay, grow, strict=True)]
         marks = _selection.deal(marks, sizes)
-        grew = _packing.entries((moved.high | moved.low) != 0)
+        grew = entries((moved.high | moved.low) != 0)
         return [(m > 0, m > 1, some) for m, some in zip(marks, grew, strict=True)]
 
     moved = _selection.apart(jax.tree.leaves(params), exchange)
