@@ -18,8 +18,8 @@ def cut(
     vector = jax.lax.optimization_barrier(vector)
     indices = jax.lax.optimization_barrier([jnp.uint32(start) for start in starts])
     parts = [
-        jax.lax.dynamic_slice(vector, [index], [math.prod(shape)]).reshape(shape)
-        for index, shape in zip(indices, shapes, strict=True)
+        jax.lax.reshape(jax.lax.dynamic_slice(vector, [i], [math.prod(shape)]), shape)
+        for i, shape in zip(indices, shapes, strict=True)
     ]
     return jax.lax.optimization_barrier(parts)
 

@@ -77,7 +77,8 @@ def _matrix(
     used = np.minimum(sizes[owner] - width * index, width).astype(np.int32)
     parts = []
     for leaf, size, n in zip(leaves, sizes.tolist(), rows.tolist(), strict=True):
-        parts.append(leaf.reshape(-1).astype(dtype))
+        # Traced once per leaf, which numpy's spelling of these makes slow.
+        parts.append(jax.lax.convert_element_type(jax.lax.reshape(leaf, [size]), dtype))
         if n * width > size:
             parts.append(jnp.zeros(n * width - size, dtype))
     position = jax.lax.broadcasted_iota(jnp.int32, (len(owner), width), 1)

@@ -125,15 +125,14 @@ def mark(
         positions = [packed] * bool(packed) + stacked
         parts: list[_packing.Rows | Stack] = []
         for members in positions:
-            own, *flags = [
-                None if tree is None else pick(tree, members)
-                for tree in (leaves, eligible, excluded)
-            ]
+            own = pick(leaves, members)
+            used = None if eligible is None else pick(eligible, members)
+            unused = None if excluded is None else pick(excluded, members)
             if members is packed:
-                parts.append(_packing.pack(own, *flags, dtype, of))
+                parts.append(_packing.pack(own, used, unused, dtype, of))
             else:
                 own = [of(leaf.astype(dtype)) for leaf in own]
-                parts.append(_counting.stack(own, *flags))
+                parts.append(_counting.stack(own, used, unused))
 
         def count(per_part: Callable[[Any, np.ndarray], list[Wide]]) -> list[Wide]:
             """The counts of all parts, joined into vectors in the order of leaves."""

@@ -260,7 +260,9 @@ def _uniform_like(key: jax.Array, leaf: Any) -> jax.Array:
         return shard_like(jax.random.uniform(key, jnp.shape(leaf), dtype), leaf)
     if not large_or_shared(leaf):
         # Drawn flat, so that leaves of one size share the kernels.
-        noise = jax.lax.optimization_barrier(jax.random.uniform(key, leaf.size, dtype))
+        noise = jax.lax.optimization_barrier(
+            jax.random.uniform(key, [leaf.size], dtype)
+        )
         return noise.reshape(leaf.shape)
     sharding = jax.typeof(leaf).sharding  # Told by the type on Explicit meshes only.
     known = sharding if AxisType.Explicit in sharding.mesh.axis_types else None
