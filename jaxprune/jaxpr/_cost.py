@@ -295,15 +295,9 @@ def _ranks(atoms: Sequence[Any]) -> list[int]:
 def _kept(mask: Any) -> list[int]:
     """Counts the kept weights of every leaf; on a single CPU, without compiling."""
     leaves = jax.tree.leaves(mask)
-    if all(_is_on_host(leaf) for leaf in leaves):
+    if _checks.on_host(mask):
         return [int(np.count_nonzero(np.asarray(leaf))) for leaf in leaves]
     return kept_counts(mask)
-
-
-def _is_on_host(leaf: Any) -> bool:
-    if not isinstance(leaf, jax.Array):
-        return True
-    return [device.platform for device in leaf.devices()] == ["cpu"]
 
 
 def _sizes(params: Any) -> list[int]:

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from jaxprune.core import _checks
-from jaxprune.structured._trace import Trace, trace_function
+from jaxprune.structured._analysis import trace_function
+from jaxprune.structured._trace import Trace
 
 _LAST = 1 << 60  # When raw parameters are produced.
 

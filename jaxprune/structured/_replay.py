@@ -13,10 +13,10 @@ import numpy as np
 from jax.extend.core import Literal
 
 from jaxprune.structured._adapters import ADAPTED, plain, take
-from jaxprune.structured._derivatives import derivative
 from jaxprune.structured._labels import Value
-from jaxprune.structured._means import find_means
+from jaxprune.structured._mean_width import find_means
 from jaxprune.structured._trace import Body, Step, Trace
+from jaxprune.structured.rules._derivatives import derivative
 
 
 class Replay:
@@ -26,7 +26,9 @@ class Replay:
         """Removes the classes of the given labels, which are those of parameters."""
         self._trace, self._removed = trace, removed
         self._mean_width = mean_width
-        self._means: dict[int, float] = {}  # As `find_means` says, of all bodies.
+        self._means: dict[
+            int, float
+        ] = {}  # The divisors that `find_means` found in each body.
         self._gone = self._find_gone()
         self._rules: dict[int, Any] = {}  # Of the steps of this trace, by their ids.
 
@@ -103,7 +105,7 @@ class Replay:
         ]
 
     def _completed(self, step: Step, total: Any, known: Any, made: Any) -> Any:
-        """Adds to a sum what the removed positions of an even axis add to it."""
+        """Adds to a sum what the removed positions of a filled axis add to it."""
         (atom,), (value,) = step.eqn.invars, step.inputs
         for axis in map(int, step.eqn.params["axes"]):
             gone = int(self._gone[value.labels[axis]].sum())
@@ -116,7 +118,7 @@ class Replay:
     def _fill(
         self, atom: Any, value: Value, axis: int, known: Any, made: dict[Any, Step]
     ) -> Any:
-        """What an array holds at removed positions of an even axis, as size one."""
+        """The number at the removed positions of a filled axis, with size 1."""
         (array,) = self._read([atom], [value], known)
         if axis >= len(value.labels) or len(value.labels[axis]) == 1:
             return array

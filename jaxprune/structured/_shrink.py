@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jaxprune.core import _checks
+from jaxprune.structured._analysis import trace_function
 from jaxprune.structured._groups import Group, check_arrays
 from jaxprune.structured._narrow import (
     Removed,
@@ -14,7 +15,7 @@ from jaxprune.structured._narrow import (
     without_removed,
 )
 from jaxprune.structured._replay import Replay
-from jaxprune.structured._trace import Trace, trace_function
+from jaxprune.structured._trace import Trace
 
 
 def shrink(

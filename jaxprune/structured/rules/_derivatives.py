@@ -12,15 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
 
-from jaxprune.jaxpr._control import (
+from jaxprune.jaxpr import (
     CUSTOM_DERIVATIVES,
     read_call,
     read_custom_consts,
     read_jvp,
 )
-from jaxprune.structured._control import join
 from jaxprune.structured._labels import Value
-from jaxprune.structured._moves import rule
 from jaxprune.structured._trace import Body, Entered, Trace
 
 
@@ -54,7 +52,6 @@ class Pullback(NamedTuple):
     still: list[bool]
 
 
-@rule(*CUSTOM_DERIVATIVES)
 def _custom(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Any:
     body = trace.walk(read_call(eqn), values)
     if trace.derives:  # A rule may call its own function: it is followed once.
@@ -155,8 +152,13 @@ def _unknown_zeros(value: Value) -> Value:
 
 def _join_all(trace: Trace, found: Sequence[Value], wanted: Sequence[Value]) -> None:
     for one, other in zip(found, wanted, strict=True):
-        join(trace, one, other)
+        trace.join(one, other)
 
 
 def _without(items: Sequence[Any], dropped: Sequence[bool]) -> list[Any]:
     return [item for item, drop in zip(items, dropped, strict=True) if not drop]
+
+
+RULES = {
+    **dict.fromkeys(CUSTOM_DERIVATIVES, _custom),
+}

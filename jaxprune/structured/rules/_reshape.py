@@ -7,11 +7,9 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from jaxprune.structured._labels import ONE, Value
-from jaxprune.structured._moves import rule
 from jaxprune.structured._trace import Trace, shape_of
 
 
-@rule("reshape")
 def _reshape(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     (x,), shape = values, shape_of(eqn.outvars[0])
     old = tuple(len(n) for n in x.labels)
@@ -102,3 +100,8 @@ def _parted(trace: Trace, flat: np.ndarray, shape: list[int]) -> list[np.ndarray
     parts = [trace.labels.frozen(n, why) for n in shape]
     parts[outer] = rows[:, 0]
     return parts
+
+
+RULES = {
+    "reshape": _reshape,
+}
