@@ -1,4 +1,4 @@
-"""How the zeros of a mask travel: the density of what a primitive makes of operands."""
+"""How the zeros of a mask travel: the density of a primitive's results."""
 
 import math
 from collections.abc import Sequence
@@ -16,17 +16,21 @@ from jaxprune.jaxpr._primitives import (
 
 
 class Value(NamedTuple):
-    """What is known of a variable: the density of the weights that it is made of.
+    """The density of the weights that a variable is computed from.
 
-    Values with the same support (compared by identity) are zero in the same places.
+    Values with the same support (compared by identity) are zero at the same entries.
     """
 
     density: Fraction
     support: object
 
 
-DENSE = Value(Fraction(1), None)  # Constants, masks, whatever is not followed.
-ACTIVE = Value(Fraction(1), "active")  # Activations: dense, whatever scales them.
+DENSE = Value(
+    Fraction(1), None
+)  # Constants, masks, and everything that is not followed.
+ACTIVE = Value(
+    Fraction(1), "active"
+)  # Activations: dense, even when scaled by weights.
 ZERO = Value(Fraction(1), "zero")  # A constant 0: harmless in a sum or a selection.
 
 # They keep the zeros of their first operand.
@@ -65,12 +69,12 @@ def densities(eqn: JaxprEqn, values: list[Value]) -> list[Value]:
 
 
 def forgotten(values: Sequence[Value]) -> Value:
-    """What is computed of operands in a way that is not followed."""
+    """The result of an operation that is not followed."""
     return ACTIVE if ACTIVE in values else DENSE
 
 
 def moved(values: Sequence[Value]) -> list[Value]:
-    """Keeps the densities, but not which entries are zero."""
+    """Keeps the densities, but not the positions of the zeros."""
     plain = (DENSE, ACTIVE, ZERO)
     return [v if v in plain else Value(v.density, object()) for v in values]
 

@@ -35,7 +35,7 @@ def _is_stuck(trace: Trace, split: tuple[np.ndarray, int]) -> bool:
 
 
 def _freedom(trace: Trace) -> int:
-    """How many positions of parameters may be removed."""
+    """Counts the positions of parameters that may be removed."""
     return int((~trace.labels.is_frozen(np.arange(1, trace.owned))).sum())
 
 
@@ -46,7 +46,7 @@ def _follow(
     inputs: Sequence[Any],
     choices: dict[int, int],
 ) -> tuple[Trace, Body]:
-    """Follows labels from parameters to outputs, with splits decided."""
+    """Follows labels from parameters to outputs, with the splits decided."""
     paths, leaves = _checks.leaf_paths(params), jax.tree.leaves(params)
     trace = Trace([np.shape(leaf) for leaf in leaves], RULES, choices)
     names = _checks.leaf_paths(tuple(inputs))
@@ -63,10 +63,10 @@ def _follow(
 
 
 def _carries_parameter(trace: Trace, path: str, value: Value, paths: list[str]) -> bool:
-    """Tells whether an output is a parameter's new value: its names and its labels.
+    """Tells whether an output is the new value of a parameter: same names and labels.
 
-    The paths' last two names must be alike, or the last where one has no more; numbers
-    are places in sequences, not names, and a bare array has none.
+    The last two names of the paths must agree, or the last one if either has only one.
+    Numbers are indices into sequences, not names; a bare array has no name.
     """
     theirs = _names(path)
     for name, axes in zip(paths, trace.axes, strict=True):

@@ -1,6 +1,6 @@
 """Runs a traced function again without the positions that are removed.
 
-The labels of the trace say which positions every array keeps; the adapters, how a
+The labels of the trace tell which positions every array keeps, and the adapters how a
 primitive runs at its new size.
 """
 
@@ -30,7 +30,7 @@ class Replay:
             int, float
         ] = {}  # The divisors that `find_means` found in each body.
         self._gone = self._find_gone()
-        self._rules: dict[int, Any] = {}  # Of the steps of this trace, by their ids.
+        self._rules: dict[int, Any] = {}  # By the ids of steps.
 
     def _find_gone(self) -> np.ndarray:
         roots = self._trace.labels.roots()
@@ -44,7 +44,7 @@ class Replay:
         return self._gone
 
     def derivative(self, step: Step) -> Any:
-        """Walks the derivative rule of a step that has one, when it is asked for."""
+        """Walks the derivative rule of a step, when it is first needed."""
         if id(step) in self._rules:
             return self._rules[id(step)]
         before = self._gone
@@ -52,8 +52,8 @@ class Replay:
         self._gone = self._find_gone()
         if not np.array_equal(self._gone[: len(before)], before):
             raise ValueError(
-                "The derivative rule of a function inside fn couples other channels "
-                "than its value. Leave the groups that reach it out of the mask."
+                "The derivative rule of a function inside fn couples channels that "
+                "its value does not. Leave the groups that reach it out of the mask."
             )
         self._rules[id(step)] = found
         return found
@@ -63,7 +63,7 @@ class Replay:
         return ~self._gone[labels]
 
     def shape(self, value: Value) -> tuple[int, ...]:
-        """The shape that an array has now."""
+        """The narrowed shape of an array."""
         return tuple(int(self.kept(row).sum()) for row in value.labels)
 
     def is_narrowed(self, value: Value) -> bool:
@@ -71,7 +71,7 @@ class Replay:
         return any(self._gone[row].any() for row in value.labels)
 
     def narrowed(self, array: Any, value: Value) -> Any:
-        """Takes the positions that stay from an array at its old size."""
+        """Takes the kept positions from an array at its old size."""
         for axis, row in enumerate(value.labels):
             array = take(array, axis, np.flatnonzero(self.kept(row)))
         return array
@@ -143,7 +143,7 @@ class Replay:
     def _step(self, step: Step, args: list[Any]) -> Sequence[Any]:
         if any(map(self.is_narrowed, step.inputs)):
             return ADAPTED.get(step.eqn.primitive.name, plain)(self, step, args)
-        outputs = plain(self, step, args)  # Made at full size, whatever it runs.
+        outputs = plain(self, step, args)  # At full size.
         return [
             self.narrowed(out, value)
             for out, value in zip(outputs, step.outputs, strict=True)

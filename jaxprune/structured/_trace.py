@@ -66,7 +66,9 @@ class Trace:
         """
         self.rules = rules
         self.choices = choices or {}
-        self.splits: list[tuple[np.ndarray, int]] = []  # Labels, and number of options.
+        self.splits: list[
+            tuple[np.ndarray, int]
+        ] = []  # Labels, and the number of options.
         self.labels = Labels()
         self.axes = [
             [self.labels.fresh(size) if size != 1 else ONE for size in shape]
@@ -75,7 +77,7 @@ class Trace:
         self.owned = 1 + sum(n for shape in shapes for n in shape if n != 1)
         self.produced = np.zeros(self.owned, np.int64)
         self.consumed = np.zeros(self.owned, bool)
-        self.derives = True  # Not in a derivative rule: such rules are followed too.
+        self.derives = True  # False inside a derivative rule.
         self.filled: Filled = {}  # Of the jaxpr that is being walked.
         self._time = 0
 
@@ -84,7 +86,7 @@ class Trace:
         return [Value(tuple(a), (True,) * len(a), weight=True) for a in self.axes]
 
     def frozen(self, shape: Sequence[int], reason: str) -> Value:
-        """An array none of whose positions may be removed."""
+        """An array that cannot be narrowed."""
         named = [
             self.labels.frozen(n, f"{reason}, axis {i}") for i, n in enumerate(shape)
         ]

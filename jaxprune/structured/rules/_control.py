@@ -1,4 +1,4 @@
-"""Rules of the primitives that run jaxprs of their own: they are entered."""
+"""Rules of the primitives that run other jaxprs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -51,7 +51,7 @@ def _settled(
     carry: Sequence[Value],
     xs: Sequence[Value],
 ) -> tuple[list[Value], Any]:
-    """Walks a loop's body until what is known of the carry holds after it as before."""
+    """Walks a loop's body until no more is forgotten about its carry."""
     carry = list(carry)
     while True:
         body = trace.walk(closed, [*consts, *carry, *xs])
@@ -80,7 +80,7 @@ def _cond(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Any:
 
 
 def _both(left: Value, right: Value) -> Value:
-    """What is known of an array that is one of two; their labels are joined."""
+    """What is known of an array that is one of two arrays with joined labels."""
     zeros = tuple(left.zero(i) and right.zero(i) for i in range(len(left.zeros)))
     return Value(
         left.labels, zeros, left.weight and right.weight, left.nil and right.nil

@@ -30,7 +30,7 @@ def _products(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
 
 
 def _quotient(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
-    # 0/0 where the divisor of a removed position is 0 too is left to the masked model.
+    # If the divisor of a removed position is 0 too, the masked model has a NaN there.
     met, top = _met(trace, eqn, values), values[0]
     zeros = tuple(bool(top.labels) and top.zero(i) for i in range(len(met.zeros)))
     return [met._replace(zeros=zeros, nil=top.nil)]

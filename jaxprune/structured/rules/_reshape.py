@@ -1,4 +1,4 @@
-"""The rule of reshape: how channels travel through axes merged and split."""
+"""The rule of reshape: how channels travel through merged and split axes."""
 
 import math
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def _reshape(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
 
 
 def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list, list]]:
-    """Cuts two shapes into the shortest runs of axes with equal products, but ones."""
+    """Cuts two shapes, without ones, into the shortest runs with equal products."""
     left = [i for i, n in enumerate(old) if n != 1]
     right = [i for i, n in enumerate(new) if n != 1]
     blocks = []
@@ -50,10 +50,10 @@ def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list, list]]:
 
 
 def _merged(trace: Trace, x: Value, axes: list[int]) -> tuple[np.ndarray, bool]:
-    """Labels of axes laid out as one: those of the axis whose channels can be removed.
+    """Labels of axes merged into one: those of the axis whose channels can be removed.
 
-    If several can, a parameter's wins over a broadcast's, then the outer one: heads,
-    not the dimensions inside them. The others are frozen.
+    If several axes qualify, an axis of a parameter wins over a broadcast axis, then an
+    outer one over an inner one (heads over head dimensions). The rest are frozen.
     """
     rows = [x.labels[i] for i in axes]
 
@@ -75,11 +75,12 @@ def _merged(trace: Trace, x: Value, axes: list[int]) -> tuple[np.ndarray, bool]:
 
 
 def _parted(trace: Trace, flat: np.ndarray, shape: list[int]) -> list[np.ndarray]:
-    """Labels of the axes that one is split into.
+    """Labels of the axes that one axis is split into.
 
-    The axis along which the classes vary takes them. If several vary (heads and their
-    dimensions, groups and their channels), the outer one does unless the trace is told
-    otherwise, and whatever shares a position along it is removed together.
+    The new axis along which the classes vary takes them. If they vary along several
+    (heads and head dimensions, groups and their channels), the outer axis does unless
+    ``trace.choices`` picks another, and all positions with the same index along it are
+    removed together.
     """
     why = "it is the inner part of an axis split by a reshape"
     if len(shape) == 1:
