@@ -19,19 +19,15 @@ def trace_function(
     closed, out = jax.make_jaxpr(fn, return_shape=True)(params, *inputs)
     choices: dict[int, int] = {}
     trace, body = _follow(closed, out, params, inputs, choices)
-    stuck = [n for n, split in enumerate(trace.splits) if _is_stuck(trace, split)]
+    splits = trace.splits
+    stuck = [n for n in splits if trace.labels.is_frozen(splits[n][0]).all()]
     for tried in [stuck, *([n] for n in stuck)] if stuck else []:
-        for pick in range(1, max(trace.splits[n][1] for n in tried)):
-            picks = {n: min(pick, trace.splits[n][1] - 1) for n in tried}
-            other, found = _follow(closed, out, params, inputs, {**choices, **picks})
-            same = [n for _, n in other.splits] == [n for _, n in trace.splits]
-            if same and _freedom(other) > _freedom(trace):
-                trace, body, choices = other, found, {**choices, **picks}
+        for pick in range(1, max(splits[n][1] for n in tried)):
+            picks = {**choices, **dict.fromkeys(tried, pick)}
+            other, found = _follow(closed, out, params, inputs, picks)
+            if _freedom(other) > _freedom(trace):
+                trace, body, choices = other, found, picks
     return trace, body, jax.tree.structure(out)
-
-
-def _is_stuck(trace: Trace, split: tuple[np.ndarray, int]) -> bool:
-    return bool(trace.labels.is_frozen(split[0]).all())
 
 
 def _freedom(trace: Trace) -> int:

@@ -66,9 +66,8 @@ class Trace:
         """
         self.rules = rules
         self.choices = choices or {}
-        self.splits: list[
-            tuple[np.ndarray, int]
-        ] = []  # Labels, and the number of options.
+        # By number: labels, and the number of options.
+        self.splits: dict[int, tuple[np.ndarray, int]] = {}
         self.labels = Labels()
         self.axes = [
             [self.labels.fresh(size) if size != 1 else ONE for size in shape]
@@ -80,6 +79,7 @@ class Trace:
         self.derives = True  # False inside a derivative rule.
         self.filled: Filled = {}  # Of the jaxpr that is being walked.
         self._time = 0
+        self._split = 0
 
     def parameters(self) -> list[Value]:
         """The values of the parameters: zero at removed positions."""
@@ -96,6 +96,14 @@ class Trace:
         """A constant: each of its axes takes the size of the axis that it meets."""
         labels = tuple(self.labels.fresh(n) for n in shape)
         return Value(labels, (False,) * len(labels), weight=True, nil=nil)
+
+    def count_split(self) -> int:
+        """Returns the number of the next split of an axis by a reshape.
+
+        All splits count, so a choice at one of them does not renumber the rest.
+        """
+        self._split += 1
+        return self._split
 
     def produce(self, labels: np.ndarray) -> None:
         """Records that labels of parameters are output channels of a contraction."""

@@ -85,6 +85,7 @@ def _parted(trace: Trace, flat: np.ndarray, shape: list[int]) -> list[np.ndarray
     why = "it is the inner part of an axis split by a reshape"
     if len(shape) == 1:
         return [flat]
+    number = trace.count_split()
     grid, roots = flat.reshape(shape), trace.labels.find(flat).reshape(shape)
     varies = [
         bool((roots != np.take(roots, [0], axis)).any()) for axis in range(len(shape))
@@ -93,10 +94,11 @@ def _parted(trace: Trace, flat: np.ndarray, shape: list[int]) -> list[np.ndarray
         trace.labels.freeze(flat, why)
         return [trace.labels.frozen(n, why) for n in shape]
     options = np.flatnonzero(varies)
-    outer = int(options[trace.choices.get(len(trace.splits), 0)])
+    choice = trace.choices.get(number, 0)
+    outer = int(options[min(choice, len(options) - 1)])
     rows = np.moveaxis(grid, outer, 0).reshape(shape[outer], -1)
     if len(options) > 1:
-        trace.splits.append((rows[:, 0], len(options)))
+        trace.splits[number] = rows[:, 0], len(options)
         trace.labels.join(np.repeat(rows[:, 0], rows.shape[1]), rows.reshape(-1))
     parts = [trace.labels.frozen(n, why) for n in shape]
     parts[outer] = rows[:, 0]
