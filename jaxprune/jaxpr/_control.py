@@ -1,7 +1,7 @@
 """Reads the parameters of equations that run other jaxprs, in every supported JAX.
 
-No other file names a parameter of ``scan``, ``while``, ``cond``, ``shard_map``, a call
-or a function with its own derivative.
+Only this file names parameters of ``scan``, ``while``, ``cond``, ``shard_map``, calls
+and functions with a custom derivative.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import jax
 from jax.extend import core
 from jax.extend.core import Jaxpr, JaxprEqn
 
-# Since jax 0.11 one type is both, and its second name may go.
+# Since jax 0.11 one type is both, and the second name may be removed.
 ClosedJaxpr: Any = getattr(core, "ClosedJaxpr", Jaxpr)
 
 
@@ -72,13 +72,13 @@ def read_branches(eqn: JaxprEqn) -> tuple[Any, ...]:
 
 
 def read_call(eqn: JaxprEqn) -> Any:
-    """Reads the one jaxpr that a call or a custom derivative's function runs."""
+    """Reads the jaxpr of a call, or of a function with a custom derivative."""
     at = eqn.params
     return at["call_jaxpr"] if "call_jaxpr" in at else at["jaxpr"]
 
 
 def read_custom_consts(eqn: JaxprEqn) -> int:
-    """Counts the leading operands that a function's own derivative does not see."""
+    """Counts the leading operands that the custom derivative does not receive."""
     return eqn.params["num_consts"]
 
 
@@ -113,10 +113,10 @@ def open_jaxpr(jaxpr: Any) -> tuple[Jaxpr, list[Any]]:
 
 
 def inner_jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
-    """Finds the jaxprs that an equation runs, whatever its primitive."""
+    """Finds the jaxprs that an equation runs, for any primitive."""
     params: Any = list(eqn.params.values())
     if eqn.primitive.name == "custom_linear_solve":
-        params = eqn.params["jaxprs"].solve  # The others serve its derivatives.
+        params = eqn.params["jaxprs"].solve  # The rest are for its derivatives.
     found = jax.tree.leaves(params)
     return [open_jaxpr(f)[0] for f in found if isinstance(f, Jaxpr | ClosedJaxpr)]
 

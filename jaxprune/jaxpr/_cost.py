@@ -1,9 +1,9 @@
-"""What a function costs: parameters and FLOPs, dense and under a mask, from its jaxpr.
+"""The cost of a function: parameters and FLOPs, dense and masked, from its jaxpr.
 
-A small forward interpretation. Every variable of the jaxpr carries a `Value`: the
-density of the weights that it is made of. Contractions are counted, and weighted by the
-densities of their operands; every other primitive hands densities on, or forgets them,
-as `jaxprune.jaxpr._density` says.
+An abstract interpretation. Every variable of the jaxpr carries a `Value`, the density
+of the weights that it is computed from. Contractions are counted, and weighted by the
+densities of their operands. All other primitives pass densities on or drop them; see
+`jaxprune.jaxpr._density`.
 """
 
 import math
@@ -41,40 +41,41 @@ from jaxprune.masks._summary import check_concrete, kept_counts
 def cost(fn: Callable[..., Any], params: Any, *inputs: Any, mask: Any = None) -> "Cost":
     r"""Counts the parameters and the floating-point operations of one call.
 
-    The FLOPs are those of the contractions in the jaxpr of ``fn(params, *inputs)``,
-    matrix products and convolutions wherever they sit, a multiply-add being 2:
+    Counts the contractions (matrix products and convolutions) in the jaxpr of
+    ``fn(params, *inputs)``, at any depth; a multiply-add is 2 FLOPs:
 
     .. math:: F = \sum_c 2 n_c, \qquad F_\text{sparse} = \sum_c 2 n_c \prod_w d_w ,
 
     with :math:`n_c` the multiply-adds of contraction :math:`c`, and :math:`d_w` the
     densities (fractions kept) of the weights that it reads.
 
-    *What runs.* ``scan`` counts its length times, ``cond`` its dearest branch (for each
-    of the two numbers), ``shard_map`` every shard, a Pallas kernel every point of its
-    grid. What nothing uses is not counted (the loss in ``jax.grad(loss_fn)``); what
-    ``jax.checkpoint`` recomputes is. Opaque kernels (``ffi_call``, cuDNN attention,
-    callbacks) count as 0. A convolution counts, per spatial axis, kernel size times the
-    smaller of input and output size: taps on the padding count, as in publications,
+    *What is counted.* The body of a ``scan`` counts once per iteration, ``shard_map``
+    once per shard, and a Pallas kernel once per point of its grid. A ``cond`` counts as
+    its most expensive branch, for each of the two numbers. Unused results are not
+    counted (the loss in ``jax.grad(loss_fn)``); recomputation under ``jax.checkpoint``
+    is. Opaque kernels (``ffi_call``, cuDNN attention, callbacks) count as 0. A
+    convolution counts, per spatial axis, kernel size times the smaller of input and
+    output size: products with padding count, as in publications, and products with the
     zeros that dilation inserts do not. So a convolution costs the same as its gradient
-    by the input, and as its gradient by the kernel.
+    with respect to the input or to the kernel.
 
     *Densities* assume that the kept weights are spread evenly over their leaf. They are
-    followed through casts, negation and other functions with f(0) = 0, products,
-    reshapes, transpositions, slices, gathers, concatenations, the stacked weights of a
-    ``scan``, and into every sub-jaxpr. A sum of two weights counts with the sum of
-    their densities, at most 1. Whatever else is computed from weights is dense, and so
-    are activations and cotangents, also if they meet a masked scale or bias: what is
-    computed from a floating input. (Inputs of other types may be masks of weights.) The
-    gradient by a weight is a dense contraction.
-    If both operands stem from weights (a low-rank product), their densities multiply,
-    as for independent leaves, and the result is dense.
+    followed through functions with f(0) = 0, products, reshapes, transpositions,
+    slices, gathers, concatenations, the stacked weights of a ``scan``, and into every
+    nested jaxpr. A sum of two weights has the sum of their densities, at most 1.
+    Anything else computed from weights is dense. So are activations and cotangents,
+    that is, anything computed from a floating input, even when scaled by a masked
+    weight. (Inputs of other dtypes may be masks of weights.) The gradient with respect
+    to a weight is a dense contraction. If both operands come from weights (a low-rank
+    product), their densities multiply, as for independent leaves, and the result is
+    dense.
 
     Args:
       fn: any traceable function; it is traced, never run.
       params: the parameters, any pytree of arrays or ``jax.ShapeDtypeStruct``.
-      *inputs: the other arguments, arrays or ``jax.ShapeDtypeStruct``. Close over what
-        is not an array.
-      mask: a concrete tree of bool like ``params``, True = kept; None: all are kept.
+      *inputs: the other arguments, arrays or ``jax.ShapeDtypeStruct``. Close over
+        anything that is not an array.
+      mask: a concrete tree of bool like ``params``, True = kept; None keeps all.
 
     Returns:
       A `Cost` of Python ints. Without a mask nonzero = params, sparse_flops = flops.
@@ -83,8 +84,8 @@ def cost(fn: Callable[..., Any], params: Any, *inputs: Any, mask: Any = None) ->
       TypeError: if a leaf of ``params`` is not an array, or ``mask`` is not bool or has
         no values.
       ValueError: if ``mask`` and ``params`` differ in structure or shapes, or if a
-        contraction sits in a ``while_loop`` (or in a kernel with a dynamic grid), as
-        nothing says how often it runs.
+        ``while_loop`` (or a kernel with a dynamic grid) contains a contraction, as the
+        number of iterations is unknown.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
@@ -107,20 +108,20 @@ def cost(fn: Callable[..., Any], params: Any, *inputs: Any, mask: Any = None) ->
         Value(Fraction(k, size) if size else Fraction(1), object())
         for k, size in zip(kept, sizes, strict=True)
     ]
-    given = jax.tree.leaves(inputs)  # Those that are not floats may be masks.
+    given = jax.tree.leaves(inputs)  # Inputs of other dtypes may be masks.
     rest = [ACTIVE if _checks.is_floating(leaf) else DENSE for leaf in given]
     work, _ = _walk(jaxpr, [*weights, *rest])
     return Cost(sum(sizes), sum(kept), work.flops, round(work.sparse))
 
 
 class Cost(NamedTuple):
-    """What one call of a function costs.
+    """The cost of one call of a function.
 
     Attributes:
       params: the number of entries of all leaves of the parameters.
-      nonzero: how many of them the mask keeps.
+      nonzero: the number of those that the mask keeps.
       flops: the floating-point operations of the contractions.
-      sparse_flops: those that the kept weights need, rounded to a whole number.
+      sparse_flops: the operations on kept weights, rounded to a whole number.
     """
 
     params: int
@@ -215,7 +216,7 @@ def _scan(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
 
 
 def _settled(before: Value, after: Value) -> Value:
-    """What a carry is, by what it was taken for and what a turn makes of it."""
+    """What is known of a carry, given what is known before and after an iteration."""
     if after is ACTIVE:
         return ACTIVE
     kept = after.density <= before.density and (before is not ZERO or after is ZERO)
@@ -264,7 +265,7 @@ _CONTROL = {
 
 
 def _call(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
-    """Enters the jaxprs in an equation's parameters, whatever the primitive is."""
+    """Walks the jaxprs in an equation's parameters, for any primitive."""
     flops, sparse, outputs = 0, Fraction(0), [DENSE] * len(eqn.outvars)
     for jaxpr in inner_jaxprs(eqn):
         same = _ranks(jaxpr.invars) == _ranks(eqn.invars)
@@ -293,17 +294,11 @@ def _ranks(atoms: Sequence[Any]) -> list[int]:
 
 
 def _kept(mask: Any) -> list[int]:
-    """Counts the kept weights of every leaf; on a single CPU, without compiling."""
+    """Counts the kept weights of every leaf; on the host, without compiling."""
     leaves = jax.tree.leaves(mask)
-    if all(_is_on_host(leaf) for leaf in leaves):
+    if _checks.on_host(mask):
         return [int(np.count_nonzero(np.asarray(leaf))) for leaf in leaves]
     return kept_counts(mask)
-
-
-def _is_on_host(leaf: Any) -> bool:
-    if not isinstance(leaf, jax.Array):
-        return True
-    return [device.platform for device in leaf.devices()] == ["cpu"]
 
 
 def _sizes(params: Any) -> list[int]:

@@ -1,4 +1,4 @@
-"""How the zeros of a mask travel: the density of what a primitive makes of operands."""
+"""How the zeros of a mask travel: the density of a primitive's results."""
 
 import math
 from collections.abc import Sequence
@@ -7,28 +7,34 @@ from typing import Any, NamedTuple
 
 from jax.extend.core import JaxprEqn
 
+from jaxprune.jaxpr._primitives import (
+    PRODUCTS,
+    QUOTIENTS,
+    ZERO_PRESERVING_BINARY,
+    ZERO_PRESERVING_UNARY,
+)
+
 
 class Value(NamedTuple):
-    """What is known of a variable: the density of the weights that it is made of.
+    """The density of the weights that a variable is computed from.
 
-    Values with the same support (compared by identity) are zero in the same places.
+    Values with the same support (compared by identity) are zero at the same entries.
     """
 
     density: Fraction
     support: object
 
 
-DENSE = Value(Fraction(1), None)  # Constants, masks, whatever is not followed.
-ACTIVE = Value(Fraction(1), "active")  # Activations: dense, whatever scales them.
+DENSE = Value(
+    Fraction(1), None
+)  # Constants, masks, and everything that is not followed.
+ACTIVE = Value(
+    Fraction(1), "active"
+)  # Activations: dense, even when scaled by weights.
 ZERO = Value(Fraction(1), "zero")  # A constant 0: harmless in a sum or a selection.
 
-# Elementwise functions with f(0) = 0 of their first operand: they keep its zeros.
-_KEEPING = set(
-    "abs asin asinh atan atanh cbrt ceil conj convert_element_type copy copy_p "
-    "device_put div erf expm1 floor imag log1p name neg optimization_barrier pvary "
-    "real reduce_precision reshard round sharding_constraint sign sin sinh sqrt square "
-    "stop_gradient tan tanh".split()
-)
+# They keep the zeros of their first operand.
+_KEEPING = ZERO_PRESERVING_UNARY | QUOTIENTS | {"optimization_barrier"}
 # These move, repeat or select entries of their first operand: its density stays.
 _MOVING = set(
     "all_gather all_gather_invariant all_to_all broadcast_in_dim dynamic_slice "
@@ -36,13 +42,13 @@ _MOVING = set(
     "unstack".split()
 )
 # An entry of the result is 0 if it is 0 in all operands.
-_JOINING = set("add add_any max min or select_n sub".split())
+_JOINING = ZERO_PRESERVING_BINARY | {"select_n"}
 
 
 def densities(eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     """Follows densities through a primitive that is neither contraction nor call."""
     name, count = eqn.primitive.name, len(eqn.outvars)
-    if name in ("mul", "and", "broadcast_in_dim"):
+    if name in PRODUCTS or name == "broadcast_in_dim":
         values = [
             DENSE if v is ACTIVE and math.prod(shape_of(atom)) == 1 else v
             for v, atom in zip(values, eqn.invars, strict=True)
@@ -53,7 +59,7 @@ def densities(eqn: JaxprEqn, values: list[Value]) -> list[Value]:
         return [forgotten(values[:1])]
     if name in _MOVING:
         return moved(values[:1] * count)
-    if name in ("mul", "and"):
+    if name in PRODUCTS:
         return [_product(values)]
     if name in _JOINING:
         return [joined(values[1:] if name == "select_n" else values)]
@@ -63,12 +69,12 @@ def densities(eqn: JaxprEqn, values: list[Value]) -> list[Value]:
 
 
 def forgotten(values: Sequence[Value]) -> Value:
-    """What is computed of operands in a way that is not followed."""
+    """The result of an operation that is not followed."""
     return ACTIVE if ACTIVE in values else DENSE
 
 
 def moved(values: Sequence[Value]) -> list[Value]:
-    """Keeps the densities, but not which entries are zero."""
+    """Keeps the densities, but not the positions of the zeros."""
     plain = (DENSE, ACTIVE, ZERO)
     return [v if v in plain else Value(v.density, object()) for v in values]
 

@@ -1,8 +1,8 @@
 """Shrunk models as files: parameters with the specification to rebuild the function.
 
-The specification of the archive (`jaxprune.io._archive`) holds of every leaf its path,
-type, shapes before and after, and the positions that stay along each narrowed axis; and
-what means are over.
+The specification of the archive (`jaxprune.io._archive`) holds ``mean_width`` and, for
+every leaf, its path, its dtype, its shapes before and after, and the kept positions
+along each narrowed axis.
 """
 
 import os
@@ -31,28 +31,28 @@ def save(
     *,
     mean_width: str = "old",
 ) -> None:
-    """Writes a shrunk model's parameters, and what was removed, to one file.
+    """Writes the parameters of a shrunk model, and the removed positions, to one file.
 
-    The file is written under another name, flushed, and then renamed: at any moment
-    ``path`` holds the old file or the new one, whole. `load` rebuilds the small
-    function from it, the full function and the shapes of the full parameters.
+    The file is written under a temporary name, flushed, and then renamed, so ``path``
+    is never half written. `load` rebuilds the small function from the file, the full
+    function and the shapes of the full parameters.
 
     Args:
-      path: where to; an existing file is replaced.
-      params: the small parameters, from `shrink`, trained on or not. Any pytree of
-        arrays, of any type, PRNG keys among them.
-      mask: the mask that they were shrunk with.
-      groups: the groups that they were shrunk with.
-      mean_width: "old" or "new", as it was given to `shrink`; `load` goes by it.
+      path: the file to write; an existing file is replaced.
+      params: the small parameters, from `shrink`, before or after further training: any
+        pytree of arrays of any dtype, PRNG keys included.
+      mask: the mask that was passed to `shrink`.
+      groups: the groups that were passed to `shrink`.
+      mean_width: "old" or "new", as passed to `shrink`; `load` reads it.
 
     Returns:
       None.
 
     Raises:
       TypeError: if a leaf of ``params`` is not an array, or ``mask`` is not bool.
-      ValueError: if ``params`` are not those that ``mask`` and ``groups`` leave, naming
-        the leaf; if two leaves share a path; if a leaf lies on other hosts too; or if
-        ``mean_width`` is neither.
+      ValueError: if ``params`` do not have the shapes that ``mask`` and ``groups``
+        leave (the message names the leaf); if two leaves share a path; if a leaf is
+        spread over several hosts; or if ``mean_width`` is neither "old" nor "new".
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp, os, tempfile
@@ -101,27 +101,28 @@ def save(
 def load(
     path: str | os.PathLike[str], fn: Callable[..., Any], params: Any
 ) -> tuple[Callable[..., Any], Any]:
-    """Reads a shrunk model: the small function and its parameters, as `shrink` does.
+    """Reads a shrunk model: returns the small function and its parameters.
 
-    All is verified before anything is returned: the file against its digests, and its
-    leaves against ``params``. There is no partial load.
+    The file is checked against its digests, and its leaves against ``params``, before
+    anything is returned. There is no partial load.
 
     Args:
       path: a file that `save` wrote.
-      fn: the full function, as it was given to `shrink`.
-      params: the full parameters, of which structure, shapes and types are read:
-        arrays or ``jax.ShapeDtypeStruct`` (``jax.eval_shape`` of the initialiser).
+      fn: the full function that was passed to `shrink`.
+      params: the full parameters, arrays or ``jax.ShapeDtypeStruct``
+        (``jax.eval_shape`` of the initializer). Only their structure, shapes and dtypes
+        are read.
 
     Returns:
-      ``(small_fn, small_params)``, as from `shrink`; the parameters have the structure
-      and types of ``params``. They are sharded as those are, where the smaller sizes
-      still divide, and lie on the default device if ``params`` say nothing.
+      ``(small_fn, small_params)``, as from `shrink`. The parameters have the structure
+      and dtypes of ``params``. They are sharded like ``params`` where the smaller sizes
+      still divide, and placed on the default device if ``params`` have no sharding.
 
     Raises:
       FileNotFoundError: if there is no file.
-      ValueError: if the file is truncated, altered, or of another kind; if its leaves
-        are not those of ``params``, in paths, full shapes or types, naming the leaf; or
-        if jax is set to types too narrow for it.
+      ValueError: if the file is truncated, altered, or not written by `save`; if the
+        paths, full shapes or dtypes of its leaves differ from ``params`` (the message
+        names the leaf); or if it has 64-bit leaves and x64 is off.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp, os, tempfile
@@ -152,8 +153,8 @@ def load(
         ):
             if asked != was:
                 raise ValueError(
-                    f"The leaf {name} of {path} {what} {was}, but of params it is "
-                    f"{asked}. Pass the full parameters, in the types of the file."
+                    f"The leaf {name} of {path} {what} {was}, but in params it is "
+                    f"{asked}. Pass the full parameters, with the dtypes of the file."
                 )
         small.append(sharded_like(_array(leaf, data), full))
         for axis, kept in leaf["kept"].items():
@@ -165,7 +166,7 @@ def load(
 
 
 def _data(name: str, leaf: Any) -> np.ndarray:
-    """A leaf's data in a type that NumPy's files know; PRNG keys as their words."""
+    """A leaf's data in a dtype that NumPy can write; the data of a PRNG key."""
     _archive.check_here(name, leaf)
     if _is_key(leaf.dtype):
         leaf = jax.random.key_data(leaf)
@@ -194,7 +195,7 @@ def _unsigned(dtype: np.dtype) -> np.dtype:
 
 
 def _read(path: Path) -> tuple[str, list[tuple[dict[str, Any], np.ndarray]]]:
-    """Reads and verifies a file: what means are over; of every leaf, facts and data."""
+    """Reads and verifies a file: ``mean_width``, and facts and data of every leaf."""
     specification, leaves = _archive.read(path, _FORMAT, "save")
     for leaf, data in leaves:
         shape = data.shape[: len(leaf["shape"])] if leaf["impl"] else data.shape

@@ -8,20 +8,21 @@ import jax
 import numpy as np
 
 from jaxprune.core import _checks
-from jaxprune.structured._trace import Trace, trace_function
+from jaxprune.structured._analysis import trace_function
+from jaxprune.structured._trace import Trace
 
 _LAST = 1 << 60  # When raw parameters are produced.
 
 
 class Member(NamedTuple):
-    """Where the channels of a group lie in one leaf.
+    """The channels of a group in one leaf.
 
     Attributes:
       path: the path of the leaf, as ``conv/kernel``.
-      axis: the axis of the leaf along which they lie.
+      axis: the axis of the leaf that holds the channels.
       index: an array of shape (size, repeats): row c holds the positions of channel c.
-      produces: whether they are the leaf's output channels (filters), not the inputs of
-        a consumer, nor the entries of a normalisation's scale.
+      produces: whether they are output channels (filters) of the leaf. False for the
+        inputs of a consumer and the entries of a norm's scale.
     """
 
     path: str
@@ -31,13 +32,13 @@ class Member(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Channels of one kind, each of which is removed from all members at once.
+    """Channels of one kind; each is removed from all members at once.
 
     Attributes:
       name: the path of the leaf that first produces them; followed by its axis where
         two groups share a leaf.
-      size: how many channels there are.
-      members: where they lie.
+      size: the number of channels.
+      members: the channels in each leaf.
     """
 
     name: str
@@ -46,13 +47,13 @@ class Group(NamedTuple):
 
 
 class Frozen(NamedTuple):
-    """Positions along an axis of a leaf that are never removed, and why.
+    """Positions along an axis of a leaf that are never removed, with the reason.
 
     Attributes:
       path: the leaf's path.
       axis: its axis.
-      positions: how many positions along it.
-      reason: what they meet or reach.
+      positions: the number of frozen positions.
+      reason: why they are frozen.
     """
 
     path: str
@@ -71,13 +72,13 @@ class Groups(tuple[Group, ...]):
     frozen: tuple[Frozen, ...]
 
     def __new__(cls, groups: Any, frozen: tuple[Frozen, ...] = ()) -> "Groups":
-        """Makes the tuple of the groups."""
+        """Makes the tuple."""
         made = super().__new__(cls, groups)
         made.frozen = frozen
         return made
 
     def __str__(self) -> str:
-        """Writes the groups, their members, and what is frozen."""
+        """Writes the groups, their members, and the frozen axes."""
         shown = [f for f in self.frozen if f.positions > 1]
         lines = []
         for group in self:
@@ -96,33 +97,35 @@ def channel_groups(fn: Callable[..., Any], params: Any, *inputs: Any) -> Groups:
     """Finds the channels of a function that must be removed together.
 
     The function is traced, never run. Every position along every axis of every leaf of
-    ``params`` gets a label, and the labels are followed through the equations: where
-    arrays meet, position by position, labels are joined. Labels that reach an input or
-    an output, the spatial axes of kernels, and whatever a primitive without a rule
-    touches are frozen. Each remaining set of joined positions is a *channel*: if all
-    its slices are 0, the function's output is that of the function without them.
-    Channels that lie in the same axes of the same leaves form a group.
+    ``params`` gets a label. The labels are followed through the equations, and labels
+    of positions that an equation combines are joined. Labels are frozen if they reach
+    an input or an output, belong to a spatial axis of a kernel, or pass through a
+    primitive that has no rule. Each remaining set of joined positions is a *channel*:
+    setting all its slices to 0 gives the same outputs as removing them. Channels in
+    the same axes of the same leaves form a group.
 
-    A sum over channels is followed if a removed channel adds 0 to it, or one and the
-    same number as every other removed channel (the squared mean, in a variance). So a
-    normalisation over channels is followed; softmax and maxima over channels freeze
-    them. An output that is the new value of a parameter (running statistics) is
-    narrowed with it: one that has its labels, and a path whose last two names are the
-    same (or the last, where one has no more; places in sequences are not names).
+    A sum over channels is followed if each removed channel adds 0 to it, or if all
+    removed channels add the same number (the squared mean, in a variance). So norms
+    over channels are followed, but softmax and maxima over channels freeze them. An
+    output that is the new value of a parameter (running statistics) is narrowed with
+    the parameter. It must have the parameter's labels, and its path must end in the
+    same two names (or the same name, if either path has only one; indices into
+    sequences are not names).
 
-    An axis that a reshape splits in several that matter (heads and the dimensions
-    inside them) is removed by the outer one; grouped convolutions lose whole groups.
+    If a reshape splits an axis into several (heads and head dimensions), channels are
+    removed along the outer one. Grouped convolutions lose whole groups.
 
     Args:
-      fn: any traceable function.
-      params: the parameters and whatever else is to be narrowed with them (running
-        statistics), any pytree of arrays or ``jax.ShapeDtypeStruct``.
+      fn: any traceable function, ``fn(params, *inputs)``.
+      params: the parameters, and anything that is narrowed with them (running
+        statistics): any pytree of arrays or ``jax.ShapeDtypeStruct``.
       *inputs: the other arguments, arrays or ``jax.ShapeDtypeStruct``.
 
     Returns:
-      The groups, in the order in which the function produces them: a tuple of `Group`,
-      with an attribute ``frozen``. Printed, it lists members, and what is frozen where
-      and why. Groups of a single channel are frozen.
+      A tuple of `Group`, in the order in which the function produces them. Its
+      attribute ``frozen`` lists the axes that cannot be narrowed. ``print`` shows the
+      members of every group, and the frozen axes with their reasons. Groups of a
+      single channel are frozen.
 
     Raises:
       TypeError: if a leaf of ``params`` is not an array.
@@ -173,12 +176,13 @@ def check_arrays(params: Any) -> None:
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             raise TypeError(
                 f"params: the leaf {_checks.path_str(path)} is a "
-                f"{type(leaf).__name__}, not an array. Close over what is not an array."
+                f"{type(leaf).__name__}, not an array. Close over anything that is not "
+                "an array."
             )
 
 
 class _Reader:
-    """Reads groups off a finished trace."""
+    """Reads the groups from a finished trace."""
 
     def __init__(self, trace: Trace, paths: list[str]) -> None:
         self._trace, self._paths = trace, paths
@@ -194,11 +198,11 @@ class _Reader:
         return Groups(_named([group for _, group in made]), self._frozen())
 
     def _kinds(self) -> list[list[tuple[int, np.ndarray]]]:
-        """Sorts the classes that may be removed by the axes that they lie in.
+        """Sorts the classes that may be removed by the axes that contain them.
 
-        Returned for every kind are the numbers of its axes, and for each of these the
-        positions, one row a class. Classes are told apart axis by axis: two are of one
-        kind as long as they have equally many positions along every axis so far.
+        Two classes are of one kind if they have the same number of positions along
+        every axis. Returns, for every kind, pairs of the number of an axis and the
+        positions along it, one row per class.
         """
         labels, free, roots = self._trace.labels, [], []
         for _, _, row in self._axes:
@@ -225,7 +229,7 @@ class _Reader:
         return list(members.values())
 
     def _group(self, places: list[tuple[int, np.ndarray]]) -> tuple[int, Group] | None:
-        """Makes a group, and says when it is first produced; None if it is frozen."""
+        """Makes a group, with the time it is first produced; None if it is frozen."""
         rows = [self._axes[axis][2][index] for axis, index in places]
         made = [self._trace.produced[row] for row in rows]
         starts = [int(when[when > 0].min()) if when.any() else 0 for when in made]
@@ -264,7 +268,7 @@ class _Reader:
 
 
 def _named(groups: list[Group]) -> list[Group]:
-    """Names groups by their leaf, with its axis, and a number, only where needed."""
+    """Names groups by their leaf, with an axis and a number only where needed."""
     leaves = Counter(group.name.split("\n")[0] for group in groups)
     whole = Counter(group.name for group in groups)
     numbers: Counter[str] = Counter()

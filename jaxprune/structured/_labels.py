@@ -1,8 +1,8 @@
-"""Labels of positions: which positions of which dimensions stand or fall together.
+"""Labels of positions: which positions of which dimensions are removed together.
 
 Every position along every dimension carries a label, a whole number. Moving data moves
-labels with NumPy; data that meet join their labels in a union-find. A class of labels
-with a reason is frozen: its positions are never removed.
+its labels; combining data joins labels in a union-find. A class of labels with a reason
+is frozen: its positions are never removed.
 """
 
 from typing import Any, NamedTuple
@@ -13,14 +13,14 @@ ONE = np.zeros(1, np.int64)  # The label of every dimension of size one: frozen.
 
 
 class Value(NamedTuple):
-    """What is known of an array.
+    """What the trace knows about an array.
 
     Attributes:
       labels: for every dimension, the label of each position along it.
-      zeros: for every dimension, whether the masked model has a 0 wherever the position
-        along it is one that shrinking removes.
-      weight: it depends on parameters and constants alone, on no input.
-      nil: it is 0 everywhere.
+      zeros: for every dimension, whether the masked model has 0 at all its removed
+        positions.
+      weight: whether it depends on parameters and constants only, on no input.
+      nil: whether it is 0 everywhere.
     """
 
     labels: tuple[np.ndarray, ...]
@@ -29,7 +29,7 @@ class Value(NamedTuple):
     nil: bool = False
 
     def zero(self, axis: int) -> bool:
-        """Tells whether removed positions along an axis hold 0 in the masked model."""
+        """Tells whether the masked model has 0 at the removed positions of an axis."""
         return self.nil or (self.zeros[axis] and len(self.labels[axis]) != 1)
 
 
@@ -37,14 +37,14 @@ class Labels:
     """A union-find over labels, vectorised; the least label of a class is its root."""
 
     def __init__(self) -> None:
-        """Starts with label 0 alone, which belongs to dimensions of size one."""
+        """Starts with label 0, which belongs to all dimensions of size one."""
         self._parent = np.zeros(1, np.int64)
         self._reason = np.ones(1, np.int64)
         self._size = 1
         self._reasons = ["", "its size is 1"]
 
     def fresh(self, size: int) -> np.ndarray:
-        """Makes one new label a position."""
+        """Makes one new label per position."""
         return self._new(size) if size != 1 else ONE
 
     def _new(self, size: int) -> np.ndarray:
@@ -80,7 +80,7 @@ class Labels:
         return self.find(np.arange(self._size))
 
     def join(self, left: np.ndarray, right: np.ndarray) -> None:
-        """Makes two rows of labels equal; a row of size one is broadcast, so left."""
+        """Joins two rows of labels; a row of size one is broadcast, so ignored."""
         if left is right or len(left) == 1 or len(right) == 1:
             return
         while True:
@@ -94,7 +94,7 @@ class Labels:
             np.maximum.at(self._reason, low, self._reason[high])
 
     def freeze(self, labels: np.ndarray, reason: str) -> None:
-        """Freezes the classes of labels; a class keeps the first reason that it got."""
+        """Freezes the classes of labels; a class keeps its first reason."""
         roots = np.unique(self.find(labels))
         roots = roots[self._reason[roots] == 0]
         if len(roots):
@@ -106,5 +106,5 @@ class Labels:
         return self._reason[self.find(labels)] > 0
 
     def reason(self, label: Any) -> str:
-        """Says why a label is frozen, or nothing if it is not."""
+        """Returns why a label is frozen, or an empty string if it is not."""
         return self._reasons[self._reason[self.find(np.atleast_1d(label))][0]]

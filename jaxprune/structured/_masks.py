@@ -1,4 +1,4 @@
-"""Masks that remove whole channels, until a budget is met."""
+"""Masks that remove whole channels until a budget is met."""
 
 import bisect
 import math
@@ -34,29 +34,29 @@ def structured_mask(
     budget: str | Callable[[Any], Real] = "channels",
     protect: Collection[str] = (),
 ) -> Any:
-    """Removes the channels with the least scores, until a budget is met.
+    """Removes the channels with the lowest scores until a budget is met.
 
-    Channels go one by one, least score first (of equal scores the later one; earlier
-    groups keep theirs), until the fraction of the budget that is gone reaches
-    ``sparsity``. ``min_keep``, ``round_to`` and ``protect`` win over it: what was
-    asked and what was reached is in `channel_report`.
+    Channels are removed one by one, lowest score first, until the removed fraction of
+    the budget reaches ``sparsity``. Among equal scores the last channel of the last
+    group is removed first. ``min_keep``, ``round_to`` and ``protect`` take precedence
+    over ``sparsity``; `channel_report` shows the sparsity that was reached.
 
     Args:
-      group_scores: one array of shape (size,) a group, larger = keep, with values.
+      group_scores: one concrete array of shape (size,) per group, larger = keep.
       groups: the groups, from `channel_groups`.
       params: the parameters, arrays or ``jax.ShapeDtypeStruct``.
       sparsity: the fraction of the budget to remove, in [0, 1).
-      scope: "global", one order of all channels; or "group", every group loses the same
-        fraction of its channels.
-      min_keep: how many channels every group keeps at least, the best: a whole number,
-        or a fraction f in (0, 1) for floor(f size) + 1 (the paper's floor is 0.05).
+      scope: "global" ranks the channels of all groups together; with "group" every
+        group loses the same fraction of its channels.
+      min_keep: the number of channels that every group keeps at least: a whole number,
+        or a fraction f in (0, 1) for floor(f size) + 1 (the paper uses 0.05).
       round_to: every narrowed group keeps a multiple of this many channels.
-      budget: what the fraction is of. "channels": all channels of all groups, and the
-        number removed is exactly ``round(sparsity * channels)``; "params": all entries
-        of ``params``, or a function ``budget(mask) -> number`` such as ``lambda m:
-        cost(fn, params, x, mask=m).sparse_flops``: the fewest channels for which the
-        fraction is reached.
-      protect: the names of groups that stay whole.
+      budget: the quantity that ``sparsity`` is a fraction of. "channels": the channels
+        of all groups; exactly ``round(sparsity * channels)`` are removed. "params": the
+        entries of ``params``. Or a function ``budget(mask) -> number``, such as
+        ``lambda m: cost(fn, params, x, mask=m).sparse_flops``. With the last two, the
+        fewest channels are removed that reach the fraction.
+      protect: the names of groups that keep all their channels.
 
     Returns:
       A mask: a tree of bool like ``params``, False on every slice of every member of a
@@ -105,7 +105,7 @@ def structured_mask(
         return min(group.size, -(-keep // round_to) * round_to)
 
     def gone(keep: Sequence[int]) -> Removed:
-        """Where the channels beyond the best ``keep`` of every group lie."""
+        """The positions of all channels but the best ``keep`` of every group."""
         removed: Removed = {}
         for group, order, n in zip(groups, orders, keep, strict=True):
             for m in group.members:
@@ -118,12 +118,12 @@ def structured_mask(
         return _mask(params, gone([max(n) for n in zip(wanted, floors, strict=True)]))
 
     def keep(taken: int) -> list[int]:
-        """How many channels each group keeps once so many left the queue."""
+        """How many channels each group keeps after the first ``taken`` of the queue."""
         lost = np.bincount(queue[:taken], minlength=len(groups))
         return [g.size - int(n) for g, n in zip(groups, lost, strict=True)]
 
     def left(taken: int) -> Real:
-        """What is left of the budget."""
+        """The rest of the budget."""
         if budget == "channels":
             return sum(map(rounded, keep(taken), groups))
         if budget == "params":
@@ -151,12 +151,12 @@ def _values(group_scores: Sequence[Any], groups: Sequence[Group]) -> list[np.nda
     if len(group_scores) != len(groups):
         raise ValueError(
             f"There are {len(groups)} groups, but scores for {len(group_scores)}. Pass "
-            "what group_scores returned for these groups."
+            "the result of group_scores for these groups."
         )
     if not groups:
         raise ValueError(
-            "There are no groups, so no channel can be removed. print(groups) of what "
-            "channel_groups returned says what is frozen, and why."
+            "There are no groups, so no channel can be removed. print(groups) shows "
+            "which axes are frozen, and why."
         )
     for scores, group in zip(group_scores, groups, strict=True):
         if np.shape(scores) != (group.size,):
@@ -167,7 +167,7 @@ def _values(group_scores: Sequence[Any], groups: Sequence[Group]) -> list[np.nda
         if not _checks.is_concrete(scores):
             raise TypeError(
                 f"The scores of the group {group.name} have no values. Call "
-                "structured_mask outside jit: shapes depend on what it removes."
+                "structured_mask outside jit: the shapes of the result depend on it."
             )
         if np.isnan(np.asarray(scores)).any():
             raise ValueError(
@@ -178,7 +178,7 @@ def _values(group_scores: Sequence[Any], groups: Sequence[Group]) -> list[np.nda
 
 
 def _check_members(groups: Sequence[Group], params: Any) -> None:
-    """Raises unless the parameters have what the groups were found in."""
+    """Raises unless the parameters have all members of the groups."""
     paths, leaves = _checks.leaf_paths(params), jax.tree.leaves(params)
     shapes = dict(zip(paths, map(np.shape, leaves), strict=True))
     for group in groups:
@@ -202,7 +202,7 @@ def _check_protected(groups: Sequence[Group], protect: Collection[str]) -> None:
 
 
 def _floor(min_keep: Real, group: Group) -> int:
-    """How many channels a group keeps at least."""
+    """The least number of channels that a group keeps."""
     if isinstance(min_keep, float | np.floating) and 0 < min_keep < 1:
         return min(group.size, math.floor(min_keep * group.size) + 1)
     return min(group.size, _checks.static_count(min_keep, "min_keep", "channels"))
@@ -211,7 +211,7 @@ def _floor(min_keep: Real, group: Group) -> int:
 def _queue(
     scores: list[np.ndarray], orders: list[np.ndarray], floors: list[int], scope: str
 ) -> np.ndarray:
-    """The number of the group that loses its worst channel next, in order."""
+    """The order of removal: at each place, the group that loses its worst channel."""
     ranks, numbers = [], []
     for number, (score, order, floor) in enumerate(
         zip(scores, orders, floors, strict=True)
@@ -225,7 +225,7 @@ def _queue(
 
 
 def _count(params: Any, removed: Removed) -> int:
-    """Counts the entries of the parameters once positions are removed."""
+    """Counts the entries of the parameters without the removed positions."""
     shapes = {
         path: list(np.shape(leaf))
         for path, leaf in zip(
@@ -238,7 +238,7 @@ def _count(params: Any, removed: Removed) -> int:
 
 
 def _mask(params: Any, removed: Removed) -> Any:
-    """The mask that is False wherever a position of some axis is removed."""
+    """The mask that is False at every removed position."""
 
     def leaf(path: tuple[Any, ...], shape: tuple[int, ...]) -> jax.Array:
         mask = np.ones(shape, bool)

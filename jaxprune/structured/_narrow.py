@@ -1,4 +1,4 @@
-"""Removes the channels of a mask from parameters, and from trees like them."""
+"""Removes channels from parameters, and from trees that contain copies of them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,21 +19,22 @@ Removed = dict[tuple[str, int], np.ndarray]
 
 
 def narrow(tree: Any, mask: Any, groups: Sequence[Group]) -> Any:
-    """Removes channels from a tree that holds copies of the parameters' structure.
+    """Removes channels from a tree that contains trees like the parameters.
 
     Moments, moving averages and gradients lose the channels that the parameters lose in
-    `shrink`, so training goes on where it stood. A leaf belongs to the parameter whose
-    path its own path ends in, or else to the one whose path it ends in but for the
-    first key (the optimizer may know ``variables["params"]`` only); with a bare array
-    for parameters, every leaf of its shape does. Other leaves (step counts) stay.
+    `shrink`, so training continues without a restart. A leaf belongs to the parameter
+    whose path is the end of its own path. If there is none, the first key of the
+    parameters' paths is ignored (the optimizer may only know ``variables["params"]``).
+    If the parameters are a bare array, every leaf of its shape belongs to it. All other
+    leaves (step counts) are returned unchanged.
 
     Args:
-      tree: a tree like ``params``, or one that holds such trees: an optax state.
+      tree: a tree like ``params``, or one that contains such trees: an optax state.
       mask: a concrete tree of bool like ``params``, True = kept.
       groups: the groups of channels, from `channel_groups`.
 
     Returns:
-      The tree, with the leaves of narrowed parameters narrowed.
+      The tree, with fewer entries in the leaves that belong to narrowed parameters.
 
     Raises:
       TypeError: if ``mask`` is not bool, or has no values.
@@ -64,7 +65,7 @@ def narrow(tree: Any, mask: Any, groups: Sequence[Group]) -> Any:
         raise ValueError(
             f"No leaf of the tree belongs to a parameter: it has {paths[0]}, the mask "
             f"{next(iter(shapes))}. A leaf's path must end in a parameter's, with or "
-            "without its first key. Pass a tree that holds trees like the parameters."
+            "without its first key. Pass a tree that contains trees like params."
         )
     chosen = {
         i: axes[owner]
@@ -76,7 +77,7 @@ def narrow(tree: Any, mask: Any, groups: Sequence[Group]) -> Any:
             raise ValueError(
                 f"The leaf {paths[i]} is {np.shape(leaves[i])}, but "
                 f"the parameter {owners[i]} that it belongs to is {shapes[owners[i]]}, "
-                "so it cannot be narrowed along with it. Start this state anew."
+                "so it cannot be narrowed along with it. Initialize this state again."
             )
     arrays = [leaves[i] for i in chosen]
     whole = [np.ones(np.shape(array), bool) for array in arrays]
@@ -87,7 +88,7 @@ def narrow(tree: Any, mask: Any, groups: Sequence[Group]) -> Any:
 
 
 def removed_positions(mask: Any, params: Any, groups: Sequence[Group]) -> Removed:
-    """Reads off a mask which positions of which axes its removed channels take."""
+    """Finds the positions along every axis that a mask removes."""
     check_groups(groups)
     _checks.check_mask(mask, params)
     removed: Removed = {}
@@ -106,7 +107,7 @@ def removed_positions(mask: Any, params: Any, groups: Sequence[Group]) -> Remove
 
 
 def channels_removed(mask: Any, groups: Sequence[Group]) -> list[np.ndarray]:
-    """For every group: of which channels the mask is False on all slices."""
+    """For every group: whether the mask is False on all slices of each channel."""
     check_groups(groups)
     _checks.check_mask(mask, mask)
     check_concrete(mask, "shrink")
@@ -133,7 +134,7 @@ def _member_leaf(leaves: dict[str, Any], path: str, group: Group) -> np.ndarray:
 
 
 def without_removed(params: Any, mask: Any, removed: Removed) -> Any:
-    """Removes channels from the parameters, and sets what else is pruned to 0."""
+    """Removes channels from the parameters, and sets other pruned entries to 0."""
     masks, axes = list(map(np.asarray, jax.tree.leaves(mask))), _by_path(removed)
     positions = [axes.get(path, {}) for path in _checks.leaf_paths(params)]
     leaves, structure = jax.tree.flatten(params)
@@ -143,7 +144,7 @@ def without_removed(params: Any, mask: Any, removed: Removed) -> Any:
 def _cut(
     leaves: list[Any], masks: list[np.ndarray], removed: list[dict[int, np.ndarray]]
 ) -> list[Any]:
-    """Takes the positions that stay, in one program; sets what else is pruned to 0.
+    """Takes the kept positions, in one program, and sets other pruned entries to 0.
 
     A leaf that is narrowed along a sharded axis stays sharded if its new size divides.
     """
@@ -164,7 +165,7 @@ def _cut(
 
 
 def sharded_like(array: Any, like: Any) -> Any:
-    """Shards an array as another of its rank is, but where its size does not divide."""
+    """Shards an array like another one, except where its size does not divide."""
     sharding = None if isinstance(like, Tracer) else getattr(like, "sharding", None)
     if not isinstance(sharding, NamedSharding):
         return array

@@ -1,6 +1,6 @@
 """Runs a traced function again without the positions that are removed.
 
-The labels of the trace say which positions every array keeps; the adapters, how a
+The labels of the trace tell which positions every array keeps, and the adapters how a
 primitive runs at its new size.
 """
 
@@ -13,10 +13,10 @@ import numpy as np
 from jax.extend.core import Literal
 
 from jaxprune.structured._adapters import ADAPTED, plain, take
-from jaxprune.structured._derivatives import derivative
 from jaxprune.structured._labels import Value
-from jaxprune.structured._means import find_means
+from jaxprune.structured._mean_width import find_means
 from jaxprune.structured._trace import Body, Step, Trace
+from jaxprune.structured.rules._derivatives import derivative
 
 
 class Replay:
@@ -26,9 +26,11 @@ class Replay:
         """Removes the classes of the given labels, which are those of parameters."""
         self._trace, self._removed = trace, removed
         self._mean_width = mean_width
-        self._means: dict[int, float] = {}  # As `find_means` says, of all bodies.
+        self._means: dict[
+            int, float
+        ] = {}  # The divisors that `find_means` found in each body.
         self._gone = self._find_gone()
-        self._rules: dict[int, Any] = {}  # Of the steps of this trace, by their ids.
+        self._rules: dict[int, Any] = {}  # By the ids of steps.
 
     def _find_gone(self) -> np.ndarray:
         roots = self._trace.labels.roots()
@@ -42,7 +44,7 @@ class Replay:
         return self._gone
 
     def derivative(self, step: Step) -> Any:
-        """Walks the derivative rule of a step that has one, when it is asked for."""
+        """Walks the derivative rule of a step, when it is first needed."""
         if id(step) in self._rules:
             return self._rules[id(step)]
         before = self._gone
@@ -50,8 +52,8 @@ class Replay:
         self._gone = self._find_gone()
         if not np.array_equal(self._gone[: len(before)], before):
             raise ValueError(
-                "The derivative rule of a function inside fn couples other channels "
-                "than its value. Leave the groups that reach it out of the mask."
+                "The derivative rule of a function inside fn couples channels that "
+                "its value does not. Leave the groups that reach it out of the mask."
             )
         self._rules[id(step)] = found
         return found
@@ -61,7 +63,7 @@ class Replay:
         return ~self._gone[labels]
 
     def shape(self, value: Value) -> tuple[int, ...]:
-        """The shape that an array has now."""
+        """The narrowed shape of an array."""
         return tuple(int(self.kept(row).sum()) for row in value.labels)
 
     def is_narrowed(self, value: Value) -> bool:
@@ -69,7 +71,7 @@ class Replay:
         return any(self._gone[row].any() for row in value.labels)
 
     def narrowed(self, array: Any, value: Value) -> Any:
-        """Takes the positions that stay from an array at its old size."""
+        """Takes the kept positions from an array at its old size."""
         for axis, row in enumerate(value.labels):
             array = take(array, axis, np.flatnonzero(self.kept(row)))
         return array
@@ -103,7 +105,7 @@ class Replay:
         ]
 
     def _completed(self, step: Step, total: Any, known: Any, made: Any) -> Any:
-        """Adds to a sum what the removed positions of an even axis add to it."""
+        """Adds to a sum what the removed positions of a filled axis add to it."""
         (atom,), (value,) = step.eqn.invars, step.inputs
         for axis in map(int, step.eqn.params["axes"]):
             gone = int(self._gone[value.labels[axis]].sum())
@@ -116,7 +118,7 @@ class Replay:
     def _fill(
         self, atom: Any, value: Value, axis: int, known: Any, made: dict[Any, Step]
     ) -> Any:
-        """What an array holds at removed positions of an even axis, as size one."""
+        """The number at the removed positions of a filled axis, with size 1."""
         (array,) = self._read([atom], [value], known)
         if axis >= len(value.labels) or len(value.labels[axis]) == 1:
             return array
@@ -141,7 +143,7 @@ class Replay:
     def _step(self, step: Step, args: list[Any]) -> Sequence[Any]:
         if any(map(self.is_narrowed, step.inputs)):
             return ADAPTED.get(step.eqn.primitive.name, plain)(self, step, args)
-        outputs = plain(self, step, args)  # Made at full size, whatever it runs.
+        outputs = plain(self, step, args)  # At full size.
         return [
             self.narrowed(out, value)
             for out, value in zip(outputs, step.outputs, strict=True)

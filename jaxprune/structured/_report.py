@@ -1,4 +1,4 @@
-"""What a mask makes of the channels: a table for a reader."""
+"""A table of the channels that a mask keeps."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,18 +15,18 @@ from jaxprune.structured._narrow import channels_removed
 def channel_report(
     mask: Any, groups: Sequence[Group], *, asked: Real | None = None
 ) -> "ChannelReport":
-    """Counts, group by group, the channels that a mask keeps, and the parameters.
+    """Counts the channels of each group, and the parameters, that a mask keeps.
 
-    FLOPs are counted by `cost`, of the function that `shrink` returns.
+    For FLOPs, call `cost` on the function that `shrink` returns.
 
     Args:
       mask: a concrete tree of bool like the parameters, True = kept.
       groups: the groups, from `channel_groups`.
-      asked: the sparsity that `structured_mask` was asked for, in [0, 1), to stand
-        beside what was reached.
+      asked: the sparsity that was passed to `structured_mask`, in [0, 1), to show next
+        to the one that was reached.
 
     Returns:
-      A `ChannelReport`: printed, a table with what was asked and what was reached.
+      A `ChannelReport`, which prints as a table.
 
     Raises:
       TypeError: if ``mask`` is not bool, or has no values.
@@ -65,7 +65,7 @@ def channel_report(
 
 
 class ChannelCount(NamedTuple):
-    """How many channels of a group, or entries of all leaves, are kept of how many."""
+    """The number of kept channels of a group, or of kept entries, and the total."""
 
     name: str
     kept: int
@@ -73,13 +73,13 @@ class ChannelCount(NamedTuple):
 
 
 class ChannelReport(NamedTuple):
-    """What a mask keeps of the channels: ``print`` it, or read it as data.
+    """The channels and parameters that a mask keeps, as data; prints as a table.
 
     Attributes:
       groups: a `ChannelCount` for every group.
       total: the counts of all groups together.
-      parameters: the entries of all leaves that the mask keeps, and their number.
-      asked: the sparsity that was asked for, if it was given.
+      parameters: the counts of the entries of all leaves.
+      asked: the sparsity that was passed to `channel_report`, if any.
     """
 
     groups: tuple[ChannelCount, ...]

@@ -1,4 +1,4 @@
-"""Scores of channels, from scores of weights."""
+"""Scores of channels, computed from scores of weights."""
 
 import functools
 import math
@@ -25,7 +25,7 @@ def group_scores(
     r"""Scores every channel of every group by the scores of its weights.
 
     With :math:`s_i` the score of weight :math:`i`, and :math:`f` the weights of a
-    channel, in the filters that produce it or in all members,
+    channel (in the filters that produce it, or in all members),
 
     .. math::
 
@@ -37,20 +37,19 @@ def group_scores(
     The measures of Lubana & Dick are ``l2`` of `jaxprune.magnitude`, ``sum`` of loss
     preservation, of the biased loss and of GraSP, and ``abs_sum`` of Taylor. For
     gradient preservation take ``abs_sum`` of GraSP: the absolute value comes after the
-    sum. With members "producers" a channel's weights are those of its filters, as in
-    the paper; biases, normalisations and consumers do not count. Where several leaves
-    produce a channel (a residual stream) all of them do, where the paper scores each
-    alone.
+    sum. With members "producers" only the filters of a channel count, as in the paper,
+    not biases, norms and consumers. If several leaves produce a channel (a residual
+    stream), all of them count; the paper scores each one separately.
 
     Args:
-      scores: a tree like the parameters, larger = keep; leaves are found by their path.
+      scores: a tree like the parameters, larger = keep; leaves are matched by path.
       groups: the groups, from `channel_groups`.
       reduce: "sum", "abs_sum", "l2" or "mean".
       members: "producers" or "all".
 
     Returns:
-      One float32 (or wider) array of shape (size,) for every group; signed where
-      ``reduce`` is "sum" or "mean" and ``scores`` is.
+      One float32 (or wider) array of shape (size,) per group. It is signed if
+      ``scores`` is and ``reduce`` is "sum" or "mean".
 
     Raises:
       ValueError: if an option is unknown, or ``scores`` lacks a member, or has it in
@@ -93,7 +92,7 @@ def _scored(
         if member.path not in leaves:
             raise ValueError(
                 f"scores lacks the leaf {member.path} of the group {group.name}. Score "
-                "the tree that the groups were found for, or a part that holds all "
+                "the tree that the groups were found for, or a part with all "
                 'producers; members="all" needs every member.'
             )
         leaf = leaves[member.path]

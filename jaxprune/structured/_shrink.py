@@ -1,4 +1,4 @@
-"""Removes channels for real: a function is replayed on narrowed parameters."""
+"""Removes channels: the function is replayed on narrowed parameters."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jaxprune.core import _checks
+from jaxprune.structured._analysis import trace_function
 from jaxprune.structured._groups import Group, check_arrays
 from jaxprune.structured._narrow import (
     Removed,
@@ -14,7 +15,7 @@ from jaxprune.structured._narrow import (
     without_removed,
 )
 from jaxprune.structured._replay import Replay
-from jaxprune.structured._trace import Trace, trace_function
+from jaxprune.structured._trace import Trace
 
 
 def shrink(
@@ -27,36 +28,35 @@ def shrink(
 ) -> tuple[Callable[..., Any], Any]:
     """Removes the channels that a mask removes, from the parameters and the function.
 
-    A channel is removed if the mask is False on every slice of all its members; weights
-    that the mask prunes elsewhere are set to 0. The small function is the old one,
-    replayed without the removed positions, so its outputs are those of the masked model
-    up to rounding, gradients included. Constants stay as they are, so a mean over
-    channels (LayerNorm, RMSNorm) is their sum divided by the old width, unless
-    ``mean_width`` asks for the model that one would write at the new width.
+    A channel is removed if the mask is False on every slice of all its members; other
+    weights that the mask prunes are set to 0. The small function replays ``fn`` without
+    the removed positions, so its outputs and gradients equal the masked model's up to
+    rounding. Constants do not change, so a mean over channels (LayerNorm, RMSNorm) is
+    the sum divided by the old width, unless ``mean_width`` is "new".
 
     Args:
       fn: the function that ``groups`` were found in, ``fn(params, *inputs)``.
       params: its parameters, arrays.
       mask: a concrete tree of bool like ``params``, True = kept.
       groups: the groups of channels that may be removed, from `channel_groups`.
-      mean_width: what a mean over n channels, of which m stay, becomes. "old": the sum
-        over those that stay, divided by n, which equals the masked model; "new": their
-        mean, divided by m, as narrower LayerNorm, RMSNorm and GroupNorm layers compute
-        it. A mean is a sum of which every use, in the same function, is a division by
-        n, or n - 1. Other sums, and factors such as 1/sqrt(n), stay as they are.
+      mean_width: the width that a mean over n channels is divided by when m of them
+        stay. "old" divides by n, which equals the masked model. "new" divides by m, as
+        a narrower LayerNorm, RMSNorm or GroupNorm layer would. A mean is a sum whose
+        every use, in the same function, is a division by n or n - 1. Other sums, and
+        factors such as 1/sqrt(n), do not change.
 
     Returns:
       ``(small_fn, small_params)``. The parameters have the tree structure of ``params``
-      and fewer entries; sharded axes stay sharded where their new size still divides
-      (``round_to`` in `structured_mask` sees to it), else they are replicated.
-      ``small_fn(small_params, *inputs)`` is an ordinary function, jitted; it traces
-      ``fn`` once for every shape of its inputs.
+      and fewer entries. Sharded axes stay sharded if their new size still divides (see
+      ``round_to`` in `structured_mask`); otherwise they are replicated.
+      ``small_fn(small_params, *inputs)`` is an ordinary jitted function; it traces
+      ``fn`` once per shape of its inputs.
 
     Raises:
       TypeError: if ``mask`` is not bool, or has no values.
       ValueError: if ``mask`` does not match ``params``, if it removes all channels of a
-        group, if ``mean_width`` is neither, or, when ``small_fn`` is called, if the
-        function couples other channels at these input shapes.
+        group, if ``mean_width`` is neither "old" nor "new", or, when ``small_fn`` is
+        called, if the function couples other channels at these input shapes.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
@@ -81,7 +81,7 @@ def shrink(
 
 
 def check_mean_width(mean_width: str) -> None:
-    """Raises unless the width that means are over is one of the two."""
+    """Raises unless ``mean_width`` is a known option."""
     if mean_width not in ("old", "new"):
         raise ValueError(f'mean_width must be "old" or "new"; got {mean_width!r}.')
 
@@ -93,7 +93,7 @@ def small_function(
     removed: Removed,
     mean_width: str,
 ) -> Callable[..., Any]:
-    """Builds the function on narrowed parameters; of the trees it keeps the shapes."""
+    """Builds the function on narrowed parameters; it keeps only the trees' shapes."""
     abstract, small = map(_abstract, (params, small_params))
 
     @jax.jit
@@ -114,8 +114,8 @@ def _abstract(tree: Any) -> Any:
 
 
 def _of_type(full: Any, given: Any) -> Any:
-    """The full parameter, in the type of the small one: training may change it."""
-    sharding = jax.typeof(given).sharding  # Of axes that are not Explicit, none.
+    """The full parameter in the dtype of the small one, which training may change."""
+    sharding = jax.typeof(given).sharding  # Empty unless the mesh axes are Explicit.
     sharding = sharding if any(sharding.spec) else None
     return jax.ShapeDtypeStruct(full.shape, given.dtype, sharding=sharding)
 
@@ -129,7 +129,7 @@ def _removed_labels(trace: Trace, params: Any, removed: Removed) -> np.ndarray:
 
 
 def _check_same(trace: Trace, replay: Replay, params: Any, removed: Removed) -> None:
-    """Raises unless what the trace couples to the removed channels is removed too."""
+    """Raises unless everything coupled to the removed channels is removed too."""
     for path, axes in zip(_checks.leaf_paths(params), trace.axes, strict=True):
         for axis, row in enumerate(axes):
             gone = replay.gone[row]
@@ -138,7 +138,7 @@ def _check_same(trace: Trace, replay: Replay, params: Any, removed: Removed) -> 
             if frozen.any() or not np.array_equal(gone, planned):
                 reason = trace.labels.reason(row[frozen][0]) if frozen.any() else ""
                 raise ValueError(
-                    f"At these input shapes fn does not let go of the removed channels "
+                    f"At these input shapes the removed channels cannot be removed "
                     f"along axis {axis} of {path}"
                     + (f": {reason}. " if reason else ". ")
                     + "Find the groups with inputs of these shapes."

@@ -1,4 +1,4 @@
-"""What every architecture must fulfil, whatever it is: one call of `check` each."""
+"""Checks that every architecture must pass: one call of `check` each."""
 
 import jax
 import jax.numpy as jnp

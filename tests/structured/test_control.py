@@ -1,4 +1,4 @@
-"""Primitives that run functions of their own."""
+"""Primitives that run other functions."""
 
 import functools
 

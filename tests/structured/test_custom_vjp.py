@@ -1,4 +1,4 @@
-"""Functions with a backward rule of their own: it is what the small function uses."""
+"""Functions with a custom backward rule, which the small function must use."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Odd models: whatever is found in them is right, and the rest is frozen."""
+"""Odd models: every group that is found is right, and the rest is frozen."""
 
 import inspect
 import re
@@ -134,7 +134,7 @@ def loss_gradient(p, x):
 
 
 def summed_logs(p, x):
-    # Of n zeros it is log n: what is masked does not stay out of the squares.
+    # Of n zeros it is log n, so masked channels add to the squares.
     return jnp.sum(jax.lax.cumlogsumexp(x @ p["w"], axis=0) ** 2, -1)
 
 

@@ -6,10 +6,8 @@ import pytest
 from jax.extend.core import Primitive, primitives
 
 import jaxprune as jp
-from jaxprune.structured._frozen import FROZEN
-from jaxprune.structured._trace import RULES
+from jaxprune.structured.rules import FROZEN, RULES
 
-jp.structured.channel_groups(lambda params: params, {})  # Fills the table of rules.
 NAMES = {p.name for p in vars(primitives).values() if isinstance(p, Primitive)}
 
 

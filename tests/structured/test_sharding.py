@@ -31,7 +31,7 @@ each_case = pytest.mark.parametrize("case", CASES)
 
 @contextlib.contextmanager
 def meshed(axis_type):
-    """Puts parameters on a mesh of 4x2, and gives a product that says where it lies."""
+    """Puts parameters on a 4x2 mesh, and returns a product that states its sharding."""
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)
 
     def place(tree):

@@ -183,7 +183,7 @@ def test_a_language_model_with_tied_embeddings():
 
 
 def test_one_hot_embeddings_and_rotary_positions():
-    def turn(x):
+    def rotate(x):
         a, b = jnp.split(x, 2, axis=-1)
         angle = jnp.arange(5.0)[:, None] * 2.0 ** -jnp.arange(2.0)
         angle = angle[None, :, None, :]
@@ -193,7 +193,7 @@ def test_one_hot_embeddings_and_rotary_positions():
     def fn(params, tokens):
         x = jax.nn.one_hot(tokens, 7) @ params["table"]
         q, k, v = (jnp.einsum("btd,dhk->bthk", x, params[n]) for n in ("q", "k", "v"))
-        return jnp.einsum("bthk,hko->bto", attend(turn(q), turn(k), v), params["o"])
+        return jnp.einsum("bthk,hko->bto", attend(rotate(q), rotate(k), v), params["o"])
 
     params = arrays(table=(7, 6), q=(6, 2, 4), k=(6, 2, 4), v=(6, 2, 4), o=(2, 4, 3))
     groups = expected(

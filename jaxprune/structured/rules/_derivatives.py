@@ -1,7 +1,7 @@
-"""Rules of functions with derivatives of their own: value and derivative are followed.
+"""Rules of functions with a custom derivative: value and derivative are followed.
 
-A tangent or cotangent has the labels of what it is the derivative of. A cotangent is
-not taken to be 0 where a position is removed: what reads the output decides that.
+A tangent or cotangent has the labels of its primal. A cotangent is not assumed to be 0
+at removed positions, because that depends on how the output is used.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
 
-from jaxprune.jaxpr._control import (
+from jaxprune.jaxpr import (
     CUSTOM_DERIVATIVES,
     read_call,
     read_custom_consts,
     read_jvp,
 )
-from jaxprune.structured._control import join
 from jaxprune.structured._labels import Value
-from jaxprune.structured._moves import rule
 from jaxprune.structured._trace import Body, Entered, Trace
 
 
@@ -28,7 +26,7 @@ class Tangents(NamedTuple):
     """The walked derivative rule of a `custom_jvp`.
 
     Attributes:
-      body: ``(*primals, *tangents) -> (*outputs, *tangents)``, moving ones only.
+      body: ``(*primals, *tangents) -> (*outputs, *tangents)``, only those that exist.
       fixed: which of the primals have no tangent.
       still: which of the outputs have none.
     """
@@ -43,7 +41,7 @@ class Pullback(NamedTuple):
 
     Attributes:
       forward: ``(*primals) -> (*outputs, *residuals)``.
-      backward: ``(*residuals, *cotangents) -> (*cotangents)``, moving ones only.
+      backward: ``(*residuals, *cotangents) -> (*cotangents)``, only those that exist.
       fixed: which of the primals have no cotangent.
       still: which of the outputs have none.
     """
@@ -54,10 +52,9 @@ class Pullback(NamedTuple):
     still: list[bool]
 
 
-@rule(*CUSTOM_DERIVATIVES)
 def _custom(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Any:
     body = trace.walk(read_call(eqn), values)
-    if trace.derives:  # A rule may call its own function: it is followed once.
+    if trace.derives:  # A rule may call its own function; follow it once.
         trace.derives = False
         derivative(trace, eqn, values, body.outputs)
         trace.derives = True
@@ -113,7 +110,7 @@ def _pullback(
 def _pullback_jaxprs(
     eqn: JaxprEqn, fixed: list[bool], still: list[bool]
 ) -> tuple[Any, Any]:
-    """The two rules as jaxprs at full size, the residuals between them."""
+    """The two rules as jaxprs at full size; residuals connect them."""
     constants = read_custom_consts(eqn)
     kinds: list[Any] = [atom.aval for atom in (*eqn.invars, *eqn.outvars)]
     given, kinds = kinds[:constants], kinds[constants:]
@@ -155,8 +152,13 @@ def _unknown_zeros(value: Value) -> Value:
 
 def _join_all(trace: Trace, found: Sequence[Value], wanted: Sequence[Value]) -> None:
     for one, other in zip(found, wanted, strict=True):
-        join(trace, one, other)
+        trace.join(one, other)
 
 
 def _without(items: Sequence[Any], dropped: Sequence[bool]) -> list[Any]:
     return [item for item, drop in zip(items, dropped, strict=True) if not drop]
+
+
+RULES = {
+    **dict.fromkeys(CUSTOM_DERIVATIVES, _custom),
+}

@@ -1,34 +1,14 @@
 """Rules of the primitives that move, repeat, join or select entries."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from jax.extend.core import JaxprEqn
 
 from jaxprune.structured._labels import ONE, Value
-from jaxprune.structured._trace import RULES, Trace, shape_of
+from jaxprune.structured._trace import Trace, shape_of
 
 
-def rule(*names: str) -> Callable[[Any], Any]:
-    """Enters a function in the table of rules."""
-
-    def register(function: Any) -> Any:
-        RULES.update({name: function for name in names})
-        return function
-
-    return register
-
-
-def picked(trace: Trace, labels: np.ndarray, chosen: np.ndarray, why: str) -> Any:
-    """Labels of chosen positions; one that is singled out may not be removed."""
-    if len(chosen) == 1 and len(labels) > 1:
-        trace.labels.freeze(labels[chosen], why)
-        return ONE
-    return labels[chosen]
-
-
-@rule("transpose")
 def _transpose(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     del trace
     (x,), order = values, eqn.params["permutation"]
@@ -36,13 +16,11 @@ def _transpose(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     return [x._replace(labels=labels, zeros=tuple(x.zeros[i] for i in order))]
 
 
-@rule("squeeze")
 def _squeeze(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     (x,), gone = values, eqn.params["dimensions"]
     return _placed(trace, x, [i for i in range(len(x.labels)) if i not in gone], eqn)
 
 
-@rule("expand_dims")
 def _expand_dims(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     new = set(eqn.params["dimensions"])
     axes = iter(range(len(values[0].labels)))
@@ -51,7 +29,6 @@ def _expand_dims(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value
     return _placed(trace, values[0], order, eqn)
 
 
-@rule("broadcast_in_dim")
 def _broadcast(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     source = {int(o): i for i, o in enumerate(eqn.params["broadcast_dimensions"])}
     rank = len(shape_of(eqn.outvars[0]))
@@ -68,7 +45,6 @@ def _placed(trace: Trace, x: Value, order: Sequence[int], eqn: JaxprEqn) -> list
     return [x._replace(labels=tuple(labels), zeros=tuple(zeros))]
 
 
-@rule("rev")
 def _rev(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     del trace
     (x,), turned = values, eqn.params["dimensions"]
@@ -76,19 +52,17 @@ def _rev(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     return [x._replace(labels=tuple(labels))]
 
 
-@rule("slice")
 def _slice(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     (x,), at = values, eqn.params
     strides = at["strides"] or (1,) * len(x.labels)
     ranges = zip(at["start_indices"], at["limit_indices"], strides, strict=True)
     labels = [
-        picked(trace, n, np.arange(*r), "one position of it is singled out")
+        _picked(trace, n, np.arange(*r), "one position of it is singled out")
         for n, r in zip(x.labels, ranges, strict=True)
     ]
     return [x._replace(labels=tuple(labels))]
 
 
-@rule("split")
 def _split(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     (x,), axis = values, eqn.params["axis"]
     ends = np.cumsum(eqn.params["sizes"])
@@ -96,12 +70,21 @@ def _split(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
         labels, chosen = list(x.labels), np.arange(start, end)
         why = "one position of it is singled out"
-        labels[axis] = picked(trace, labels[axis], chosen, why)
+        labels[axis] = _picked(trace, labels[axis], chosen, why)
         parts.append(x._replace(labels=tuple(labels)))
     return parts
 
 
-@rule("concatenate")
+def _picked(
+    trace: Trace, labels: np.ndarray, chosen: np.ndarray, why: str
+) -> np.ndarray:
+    """Labels of chosen positions; one that is singled out may not be removed."""
+    if len(chosen) == 1 and len(labels) > 1:
+        trace.labels.freeze(labels[chosen], why)
+        return ONE
+    return labels[chosen]
+
+
 def _concatenate(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     axis = eqn.params["dimension"]
     labels, zeros = [], []
@@ -115,7 +98,6 @@ def _concatenate(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value
     return [Value(tuple(labels), tuple(zeros), weight, nil)]
 
 
-@rule("stack")
 def _stack(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     axis, first = eqn.params["axis"], values[0]
     for value in values[1:]:
@@ -129,7 +111,6 @@ def _stack(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     return [Value(tuple(labels), tuple(zeros), weight, nil)]
 
 
-@rule("unstack")
 def _unstack(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     (x,), axis = values, eqn.params["axis"]
     trace.labels.freeze(x.labels[axis], "its positions are singled out")
@@ -139,7 +120,6 @@ def _unstack(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     return [part] * len(eqn.outvars)
 
 
-@rule("tile")
 def _tile(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     x, shape = values[0], shape_of(eqn.outvars[0])
     labels = [
@@ -149,7 +129,6 @@ def _tile(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     return [x._replace(labels=tuple(labels))]
 
 
-@rule("pad")
 def _pad(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     x, filler = values
     labels, shape = [], shape_of(eqn.outvars[0])
@@ -171,59 +150,17 @@ def _pad(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     return [Value(tuple(labels), zeros, weight, x.nil and filler.nil)]
 
 
-@rule("gather")
-def _gather(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
-    x, indices = values
-    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    out = shape_of(eqn.outvars[0])
-    whole = [n == len(row) for n, row in zip(sizes, x.labels, strict=True)]
-    for i, row in enumerate(x.labels):
-        if not whole[i]:
-            trace.labels.freeze(row, "it is looked up by an index")
-    fills = eqn.params["fill_value"] not in (None, 0)
-    batch = [i for i in range(len(out)) if i not in numbers.offset_dims]
-    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    kept = [i for i in range(len(x.labels)) if i not in gone]
-    labels: list[np.ndarray] = [ONE] * len(out)
-    zeros = [False] * len(out)
-    for o, row in zip(batch, indices.labels[:-1], strict=True):
-        labels[o] = row
-    trace.labels.freeze(indices.labels[-1], "it is an index")
-    for o, i in zip(numbers.offset_dims, kept, strict=True):
-        labels[o] = x.labels[i] if whole[i] else trace.labels.frozen(out[o], "a lookup")
-        zeros[o] = whole[i] and x.zeros[i] and not fills
-        if x.weight and not indices.weight and whole[i]:
-            trace.produce(x.labels[i])
-    return [
-        Value(
-            tuple(labels),
-            tuple(zeros),
-            x.weight and indices.weight,
-            x.nil and not fills,
-        )
-    ]
-
-
-@rule("dynamic_slice")
-def _dynamic_slice(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
-    x, labels = values[0], []
-    for row, size in zip(x.labels, eqn.params["slice_sizes"], strict=True):
-        if size != len(row):
-            trace.labels.freeze(row, "it is sliced at a dynamic place")
-            row = trace.labels.frozen(size, "a dynamic slice")
-        labels.append(row)
-    return [x._replace(labels=tuple(labels), weight=all(v.weight for v in values))]
-
-
-@rule("dynamic_update_slice")
-def _update(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
-    x, new = values[:2]
-    for old, row in zip(x.labels, new.labels, strict=True):
-        if len(old) == len(row):
-            trace.labels.join(old, row)
-        else:
-            for part in (old, row):
-                trace.labels.freeze(part, "it is written at a dynamic place")
-    zeros = tuple(x.zero(i) and new.zero(i) for i in range(len(x.labels)))
-    weight = all(v.weight for v in values)
-    return [Value(x.labels, zeros, weight, x.nil and new.nil)]
+RULES = {
+    "broadcast_in_dim": _broadcast,
+    "concatenate": _concatenate,
+    "expand_dims": _expand_dims,
+    "pad": _pad,
+    "rev": _rev,
+    "slice": _slice,
+    "split": _split,
+    "squeeze": _squeeze,
+    "stack": _stack,
+    "tile": _tile,
+    "transpose": _transpose,
+    "unstack": _unstack,
+}

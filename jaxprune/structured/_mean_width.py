@@ -1,7 +1,8 @@
 """Means over a narrowed axis: sums whose every use is a division by the old width.
 
-`shrink` gives such a sum what the removed channels add, and divides by the old width,
-as the masked model does; or, where it is asked to, means over what stays.
+By default `shrink` adds the share of the removed channels to such a sum and divides by
+the old width, as the masked model does. With ``mean_width="new"`` it takes the mean of
+the channels that stay.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from jax.extend.core import Literal
 from jaxprune.structured._labels import Value
 from jaxprune.structured._trace import Body, Step
 
-# What a sum passes through before it is divided: its numbers stay.
+# A sum may pass through these before it is divided: its numbers do not change.
 _PASSING = {
     *"broadcast_in_dim convert_element_type copy expand_dims reduce_precision".split(),
     *"reshape sharding_constraint squeeze transpose".split(),
@@ -32,8 +33,8 @@ _FOLDED = {
 def find_means(body: Body, args: Sequence[Any], kept: Any) -> dict[int, float]:
     """Finds means over narrowed axes; ``kept(labels)`` tells which positions stay.
 
-    Returned is, by the ids of the steps, of every sum its new width, and of every
-    division of such a sum the new divisor.
+    Returns the new width of every sum, and the new divisor of every division of such a
+    sum, by the ids of their steps.
     """
     made = {out: step for step in body.steps for out in step.eqn.outvars}
     uses: dict[Any, list[Step]] = {}

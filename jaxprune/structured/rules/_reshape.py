@@ -1,4 +1,4 @@
-"""The rule of reshape: how channels travel through axes merged and split."""
+"""The rule of reshape: how channels travel through merged and split axes."""
 
 import math
 from collections.abc import Sequence
@@ -7,11 +7,9 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from jaxprune.structured._labels import ONE, Value
-from jaxprune.structured._moves import rule
 from jaxprune.structured._trace import Trace, shape_of
 
 
-@rule("reshape")
 def _reshape(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     (x,), shape = values, shape_of(eqn.outvars[0])
     old = tuple(len(n) for n in x.labels)
@@ -32,7 +30,7 @@ def _reshape(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
 
 
 def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list, list]]:
-    """Cuts two shapes into the shortest runs of axes with equal products, but ones."""
+    """Cuts two shapes, without ones, into the shortest runs with equal products."""
     left = [i for i, n in enumerate(old) if n != 1]
     right = [i for i, n in enumerate(new) if n != 1]
     blocks = []
@@ -52,10 +50,10 @@ def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list, list]]:
 
 
 def _merged(trace: Trace, x: Value, axes: list[int]) -> tuple[np.ndarray, bool]:
-    """Labels of axes laid out as one: those of the axis whose channels can be removed.
+    """Labels of axes merged into one: those of the axis whose channels can be removed.
 
-    If several can, a parameter's wins over a broadcast's, then the outer one: heads,
-    not the dimensions inside them. The others are frozen.
+    If several axes qualify, an axis of a parameter wins over a broadcast axis, then an
+    outer one over an inner one (heads over head dimensions). The rest are frozen.
     """
     rows = [x.labels[i] for i in axes]
 
@@ -77,15 +75,17 @@ def _merged(trace: Trace, x: Value, axes: list[int]) -> tuple[np.ndarray, bool]:
 
 
 def _parted(trace: Trace, flat: np.ndarray, shape: list[int]) -> list[np.ndarray]:
-    """Labels of the axes that one is split into.
+    """Labels of the axes that one axis is split into.
 
-    The axis along which the classes vary takes them. If several vary (heads and their
-    dimensions, groups and their channels), the outer one does unless the trace is told
-    otherwise, and whatever shares a position along it is removed together.
+    The new axis along which the classes vary takes them. If they vary along several
+    (heads and head dimensions, groups and their channels), the outer axis does unless
+    ``trace.choices`` picks another, and all positions with the same index along it are
+    removed together.
     """
     why = "it is the inner part of an axis split by a reshape"
     if len(shape) == 1:
         return [flat]
+    number = trace.count_split()
     grid, roots = flat.reshape(shape), trace.labels.find(flat).reshape(shape)
     varies = [
         bool((roots != np.take(roots, [0], axis)).any()) for axis in range(len(shape))
@@ -94,11 +94,17 @@ def _parted(trace: Trace, flat: np.ndarray, shape: list[int]) -> list[np.ndarray
         trace.labels.freeze(flat, why)
         return [trace.labels.frozen(n, why) for n in shape]
     options = np.flatnonzero(varies)
-    outer = int(options[trace.choices.get(len(trace.splits), 0)])
+    choice = trace.choices.get(number, 0)
+    outer = int(options[min(choice, len(options) - 1)])
     rows = np.moveaxis(grid, outer, 0).reshape(shape[outer], -1)
     if len(options) > 1:
-        trace.splits.append((rows[:, 0], len(options)))
+        trace.splits[number] = rows[:, 0], len(options)
         trace.labels.join(np.repeat(rows[:, 0], rows.shape[1]), rows.reshape(-1))
     parts = [trace.labels.frozen(n, why) for n in shape]
     parts[outer] = rows[:, 0]
     return parts
+
+
+RULES = {
+    "reshape": _reshape,
+}

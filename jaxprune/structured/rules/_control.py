@@ -1,11 +1,11 @@
-"""Rules of the primitives that run jaxprs of their own: they are entered."""
+"""Rules of the primitives that run other jaxprs."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from jax.extend.core import JaxprEqn
 
-from jaxprune.jaxpr._control import (
+from jaxprune.jaxpr import (
     CALLS,
     read_branches,
     read_call,
@@ -13,17 +13,14 @@ from jaxprune.jaxpr._control import (
     read_while,
 )
 from jaxprune.structured._labels import Value
-from jaxprune.structured._moves import rule
 from jaxprune.structured._trace import Entered, Trace
 
 
-@rule(*CALLS)
 def _call(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Any:
     body = trace.walk(read_call(eqn), values)
     return Entered(body.outputs, (body,))
 
 
-@rule("scan")
 def _scan(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Any:
     scan = read_scan(eqn)
     consts, carry, xs = scan.split(values)
@@ -39,7 +36,6 @@ def _scan(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Any:
     return Entered([*carry, *stacked], (body,))
 
 
-@rule("while")
 def _while(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Any:
     loop = read_while(eqn)
     tests, consts, carry = loop.split(values)
@@ -55,13 +51,13 @@ def _settled(
     carry: Sequence[Value],
     xs: Sequence[Value],
 ) -> tuple[list[Value], Any]:
-    """Walks a loop's body until what is known of the carry holds after it as before."""
+    """Walks a loop's body until no more is forgotten about its carry."""
     carry = list(carry)
     while True:
         body = trace.walk(closed, [*consts, *carry, *xs])
         after = []
         for before, found in zip(carry, body.outputs, strict=False):
-            join(trace, before, found)
+            trace.join(before, found)
             after.append(_both(before, found))
         if all(
             a.zeros == b.zeros and a[2:] == b[2:]
@@ -71,28 +67,29 @@ def _settled(
         carry = after
 
 
-@rule("cond")
 def _cond(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Any:
     bodies = tuple(trace.walk(b, values[1:]) for b in read_branches(eqn))
     outputs = list(bodies[0].outputs)
     for body in bodies[1:]:
         for i, found in enumerate(body.outputs):
-            join(trace, outputs[i], found)
+            trace.join(outputs[i], found)
             outputs[i] = _both(outputs[i], found)
     decided = values[0].weight
     outputs = [out._replace(weight=out.weight and decided) for out in outputs]
     return Entered(outputs, bodies)
 
 
-def join(trace: Trace, left: Value, right: Value) -> None:
-    """Joins two arrays of one shape."""
-    for a, b in zip(left.labels, right.labels, strict=True):
-        trace.labels.join(a, b)
-
-
 def _both(left: Value, right: Value) -> Value:
-    """What is known of an array that is one of two; their labels are joined."""
+    """What is known of an array that is one of two arrays with joined labels."""
     zeros = tuple(left.zero(i) and right.zero(i) for i in range(len(left.zeros)))
     return Value(
         left.labels, zeros, left.weight and right.weight, left.nil and right.nil
     )
+
+
+RULES = {
+    **dict.fromkeys(CALLS, _call),
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+}

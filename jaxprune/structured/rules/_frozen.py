@@ -1,20 +1,20 @@
-"""The primitives that have no rule on purpose: they freeze what they touch.
+"""The primitives without a rule: they freeze whatever they touch.
 
-`jaxprune.structured._trace.unknown` is the rule of these, and of any primitive that a
-newer JAX adds.
+`jaxprune.structured._trace.unknown` handles them, and any primitive that a newer JAX
+adds.
 """
 
 FROZEN = frozenset(
     # Linear algebra mixes the positions of an axis.
     "cholesky eig eigh fft hessenberg householder_product lu qr schur svd "
     "custom_linear_solve triangular_solve tridiagonal tridiagonal_solve "
-    # Scatters and reductions by a function of the user's.
+    # Scatters, and reductions by a user's function.
     "reduce reduce_window scatter scatter-add scatter-max scatter-min scatter-mul "
     "approx_top_k select_and_gather_add select_and_scatter select_and_scatter_add "
-    # Collectives: the axes of a mesh are not those of the arrays.
+    # Collectives: mesh axes are not array axes.
     "all_gather all_to_all axis_index pmax pmin ppermute psum ragged_all_to_all "
     # Samplers whose draws depend on the shape.
     "random_gamma rng_bit_generator rng_uniform "
-    # References, tokens, and what only internal transformations make.
+    # References, tokens, and primitives of internal transformations.
     "after_all call custom_lin empty2 eval_jaxpr get swap".split()
 )

@@ -1,8 +1,9 @@
-"""Arrays that hold one number wherever a position is removed, though it is not 0.
+"""Axes whose removed positions all hold one number that is not 0.
 
-In the two-pass variance, mean((x - mean(x))²), a removed channel adds mean(x)² to the
-sum. Within one jaxpr such numbers are followed from the zeros that they come from, so
-the replay adds to the sum over what stays what the removed positions would have added.
+In the two-pass variance, ``mean((x - mean(x))**2)``, a removed channel adds
+``mean(x)**2`` to the sum. The trace follows such numbers within one jaxpr, from the
+zeros that they come from, and the replay adds them to the sum over the channels that
+stay.
 """
 
 from collections.abc import Sequence
@@ -10,31 +11,31 @@ from typing import Any
 
 from jax.extend.core import JaxprEqn, Literal
 
+from jaxprune.jaxpr import ELEMENTWISE
 from jaxprune.structured._labels import Value
 
-ELEMENTWISE: set[str] = set()
-"""The names of the elementwise primitives, filled in by `_meets`."""
-
-Even = dict[Any, frozenset[int]]
-"""For variables of one jaxpr: along which axes removed positions hold one number."""
+Filled = dict[Any, frozenset[int]]
+"""For each variable of a jaxpr, the axes whose removed positions hold one number."""
 
 
-def is_even(atom: Any, value: Value, axis: int, even: Even) -> bool:
+def is_filled(atom: Any, value: Value, axis: int, filled: Filled) -> bool:
     """Tells whether an operand holds one number at all removed positions of an axis."""
     if axis >= len(value.labels) or len(value.labels[axis]) == 1:
         return True
-    known = frozenset() if isinstance(atom, Literal) else even.get(atom, frozenset())
+    known = frozenset() if isinstance(atom, Literal) else filled.get(atom, frozenset())
     return value.zero(axis) or axis in known
 
 
-def even_axes(eqn: JaxprEqn, values: Sequence[Value], even: Even) -> frozenset[int]:
-    """Finds the axes along which an equation's result is even."""
+def filled_axes(
+    eqn: JaxprEqn, values: Sequence[Value], filled: Filled
+) -> frozenset[int]:
+    """Finds the axes along which the result of an equation is filled."""
     rank = len(eqn.outvars[0].aval.shape)  # pyright: ignore[reportAttributeAccessIssue]
     if eqn.primitive.name in ELEMENTWISE:
         pairs = list(zip(eqn.invars, values, strict=True))
         axes = range(rank)
         return frozenset(
-            i for i in axes if all(is_even(a, v, i, even) for a, v in pairs)
+            i for i in axes if all(is_filled(a, v, i, filled) for a, v in pairs)
         )
     if eqn.primitive.name == "broadcast_in_dim":
         return frozenset(_new_axes(eqn, values[0]))
