@@ -106,7 +106,7 @@ def sums_before(numbers: Wide) -> Wide:
 
 
 def _digits(numbers: Wide) -> jax.Array:
-    """Splits numbers into four rows of 16 bits, lowest first, whose sums cannot overflow."""
+    """Splits numbers into four rows of 16 bits, lowest first: sums cannot overflow."""
     low, high = numbers.low, numbers.high
     return jnp.stack([low & 0xFFFF, low >> 16, high & 0xFFFF, high >> 16])
 

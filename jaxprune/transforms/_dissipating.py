@@ -1,6 +1,6 @@
 """Dissipating gradients: weights that stay near where they started are removed."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,21 +19,8 @@ from jaxprune.transforms._keep_sparse import (
     zeros_first,
 )
 from jaxprune.transforms._state import copied_like, initial_mask
+from jaxprune.transforms._states import DissipatingState
 from jaxprune.transforms._when_due import check_window, when_due
-
-
-class DissipatingState(NamedTuple):
-    """The state of `dissipating`.
-
-    Attributes:
-      step: how many updates were made, int32.
-      mask: the mask in use, a tree of bool like the parameters.
-      start: a copy of the parameters at init: what the displacement is measured from.
-    """
-
-    step: jax.Array
-    mask: Mask
-    start: Params
 
 
 def dissipating(

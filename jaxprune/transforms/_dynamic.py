@@ -1,6 +1,6 @@
 """Sparse training whose mask moves: drop the smallest weights, grow others."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,25 +16,10 @@ from jaxprune.transforms._drop_and_grow import (
     drop_and_grow,
     moving,
 )
-from jaxprune.transforms._keep_sparse import SparseWrapperState, value_at
+from jaxprune.transforms._keep_sparse import value_at
 from jaxprune.transforms._state import initial_mask
+from jaxprune.transforms._states import SetTrainingState, SparseWrapperState
 from jaxprune.transforms._when_due import due_updates
-
-
-class SetTrainingState(NamedTuple):
-    """The state of `set_training`.
-
-    Attributes:
-      step: how many updates were made, int32.
-      mask: the mask in use, a tree of bool like the parameters.
-      inner_state: the state of the wrapped optimizer.
-      key: the random key that was given; update k draws from it folded with k.
-    """
-
-    step: jax.Array
-    mask: Mask
-    inner_state: Any
-    key: jax.Array
 
 
 def rigl(

@@ -1,6 +1,6 @@
 """K-starts: dense training picks the fittest of k random masks."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,27 +19,8 @@ from jaxprune.transforms._keep_sparse import (
     zeros_first,
 )
 from jaxprune.transforms._state import initial_mask, narrowed
+from jaxprune.transforms._states import KStartsState
 from jaxprune.transforms._when_due import when_due
-
-
-class KStartsState(NamedTuple):
-    """The state of `k_starts`.
-
-    Attributes:
-      step: how many updates were made, int32.
-      mask: the mask in use, a tree of bool like the parameters.
-      evidence: the sum of absolute gradients so far, like the parameters, float32 or
-        wider; ``()`` where the fitness is the magnitude alone.
-      fitness: how fit each of the k masks was found, float32 of shape (k,); zeros
-        before the choice.
-      key: the data of the random key that the masks are drawn from.
-    """
-
-    step: jax.Array
-    mask: Mask
-    evidence: Any
-    fitness: jax.Array
-    key: jax.Array
 
 
 def k_starts(

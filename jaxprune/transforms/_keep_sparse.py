@@ -1,6 +1,6 @@
 """Sparse training as optax transformations: the mask lives in the optimizer state."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,32 +9,7 @@ import optax
 from jaxprune._types import Mask, Params, Scores
 from jaxprune.core import _checks
 from jaxprune.transforms._state import initial_mask
-
-
-class SparseState(NamedTuple):
-    """The state of `keep_sparse`, `gradual` and `gradual_n_m`.
-
-    Attributes:
-      step: how many updates were made, int32.
-      mask: the mask in use, a tree of bool like the parameters.
-    """
-
-    step: jax.Array
-    mask: Mask
-
-
-class SparseWrapperState(NamedTuple):
-    """The state of `sparse`, `rigl` and `granet`.
-
-    Attributes:
-      step: how many updates were made, int32.
-      mask: the mask in use, a tree of bool like the parameters.
-      inner_state: the state of the wrapped optimizer.
-    """
-
-    step: jax.Array
-    mask: Mask
-    inner_state: Any
+from jaxprune.transforms._states import SparseState, SparseWrapperState
 
 
 def keep_sparse(

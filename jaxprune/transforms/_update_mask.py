@@ -10,12 +10,12 @@ import optax
 from jaxprune._types import Mask, Params
 from jaxprune.core import _checks
 from jaxprune.transforms._keep_sparse import (
-    SparseState,
     incremented,
     require_params,
     zero_pruned,
 )
 from jaxprune.transforms._state import initial_mask
+from jaxprune.transforms._states import SparseState
 from jaxprune.transforms._when_due import due_updates, when_due
 
 MaskFn: TypeAlias = Callable[[Params, Mask, jax.Array], Mask]
