@@ -1,5 +1,6 @@
 """How much a mask removes: one number for a log, or a table for a reader."""
 
+import html
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._types import Prunable
-from jaxprune.core import _checks, _uint64
+from jaxprune.core import _checks, _tables, _uint64
 from jaxprune.core._prunable import matrices, select_prunable
 from jaxprune.masks import _counting
 
 _HEADER = ("path", "shape", "prunable", "kept", "size", "sparsity")
+_WORDS = 3  # The columns of _HEADER before the numbers.
 
 
 def sparsity(mask: Any, params: Any = None, *, prunable: Prunable = matrices) -> Any:
@@ -122,11 +124,15 @@ def summary(params: Any, mask: Any, *, prunable: Prunable = matrices) -> "Summar
         total = _total([(kept, int(np.size(leaf)))])
         dead_units = dead if flag and np.ndim(leaf) >= 2 else 0
         rows.append(Row(path, tuple(np.shape(leaf)), flag, *total, dead_units))
+    prunable_total = _total([(row.kept, row.size) for row in rows if row.prunable])
+    warnings = [warning for row in rows for warning in _warnings(row)]
+    if prunable_total.kept == prunable_total.size:
+        warnings.append("no prunable weight is removed.")
     return Summary(
         rows=tuple(rows),
-        prunable=_total([(row.kept, row.size) for row in rows if row.prunable]),
+        prunable=prunable_total,
         total=_total([(row.kept, row.size) for row in rows]),
-        warnings=tuple(w for row in rows for w in _warnings(row)),
+        warnings=tuple(warnings),
     )
 
 
@@ -176,20 +182,30 @@ class Summary(NamedTuple):
     total: Total
     warnings: tuple[str, ...]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Writes the table, the totals and the warnings."""
+        lines = _tables.as_text(self._lines(), words=_WORDS)
+        rule = "-" * max(map(len, lines))
+        table = [lines[0], rule, *lines[1:-2], rule, *lines[-2:]]
+        return "\n".join(table + [f"Warning: {warning}" for warning in self.warnings])
+
+    def _repr_html_(self) -> str:
+        """Writes the same as HTML, for notebooks."""
+        table = _tables.as_html(self._lines(), words=_WORDS, totals=2)
+        warnings = [f"<p>Warning: {html.escape(w)}</p>" for w in self.warnings]
+        return "".join([table, *warnings])
+
+    def _lines(self) -> list[tuple[str, ...]]:
         body = [
             (row.path, str(row.shape), "yes" if row.prunable else "no", *_numbers(row))
             for row in self.rows
         ]
-        foot = [
+        return [
+            _HEADER,
+            *body,
             ("prunable", "", "", *_numbers(self.prunable)),
             ("all", "", "", *_numbers(self.total)),
         ]
-        lines = _aligned([_HEADER, *body, *foot])
-        rule = "-" * max(map(len, lines))
-        table = [lines[0], rule, *lines[1:-2], rule, *lines[-2:]]
-        return "\n".join(table + [f"Warning: {warning}" for warning in self.warnings])
 
 
 def kept_counts(mask: Any) -> list[int]:
@@ -248,15 +264,3 @@ def _warnings(row: Row) -> list[str]:
 
 def _numbers(row: Row | Total) -> tuple[str, str, str]:
     return f"{row.kept:,}", f"{row.size:,}", f"{row.sparsity:.4f}"
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Pads the cells of each column to one width: words left, numbers right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if i < 3 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
