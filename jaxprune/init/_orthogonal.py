@@ -132,8 +132,8 @@ def _central_count(leaf: Any, sparsity: float, path: str) -> int:
         raise ValueError(
             f"The leaf {path} of shape {shape} keeps {kept} of {size} weights at "
             f"sparsity {sparsity:.6g}, but an orthogonal matrix needs at least "
-            f"{shorter}, the length of its shorter side. Lower the sparsity, or exclude "
-            "the leaf with prunable=."
+            f"{shorter}, the length of its shorter side. Lower the sparsity, or "
+            "exclude the leaf with prunable=."
         )
     central = int(math.sqrt(kept / size) * shape[-2] * shape[-1])
     return max(min(kept, central), shorter)

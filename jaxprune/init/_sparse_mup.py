@@ -130,9 +130,9 @@ def scale_leaves(factors: PyTree[Numeric]) -> optax.GradientTransformation:
 
     .. math:: u_l \mapsto c_l \, u_l
 
-    After ``optax.adam(learning_rate)`` in a chain, this gives each leaf its own learning
-    rate, with a single optimizer state and no partition. After ``optax.adamw`` it also
-    scales the weight decay, like the parameter groups of PyTorch.
+    After ``optax.adam(learning_rate)`` in a chain, this gives each leaf its own
+    learning rate, with a single optimizer state and no partition. After ``optax.adamw``
+    it also scales the weight decay, like the parameter groups of PyTorch.
 
     Args:
       factors: a tree of numbers with the structure of the parameters.
