@@ -6,7 +6,7 @@ are concrete.
 """
 
 import numbers
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -163,7 +163,7 @@ def check_keeps_something(mask: Any) -> None:
         )
 
 
-def is_python_number(value: Any) -> bool:
+def is_python_number(value: Any) -> TypeGuard[float]:
     """Returns whether a value is a Python or NumPy number, known while tracing."""
     known = isinstance(value, numbers.Real | np.generic)
     return known and not isinstance(value, bool | np.bool_ | np.str_)

@@ -205,7 +205,7 @@ def _keep_counts(sparsity: Numeric, rounds: int, size: int) -> Wide:
     schedule = exponential_schedule(sparsity, rounds)
     if _checks.is_python_number(sparsity):
         removed = [*map(schedule, range(1, rounds)), sparsity]
-        return _uint64.wide([size - round(float(s) * size) for s in removed])
+        return _uint64.wide([size - round(s * size) for s in removed])
     removed = jnp.append(schedule(jnp.arange(1, rounds)), sparsity)
     return jax.vmap(lambda s: keep_count(s, size))(removed)
 

@@ -30,7 +30,7 @@ def initial_mask(mask: Mask | None, params: Any) -> Any:
     return jax.tree.map(copied_like, mask, params)
 
 
-def get_mask(opt_state: Any, params: Params) -> Mask:
+def get_mask(opt_state: optax.OptState, params: Params) -> Mask:
     """Reads the mask in use from any optimizer state, as a full mask.
 
     The states of jaxprune's transformations are found by their type, however deep they
@@ -66,7 +66,7 @@ def get_mask(opt_state: Any, params: Params) -> Mask:
     return full
 
 
-def set_mask(opt_state: Any, mask: Mask) -> Any:
+def set_mask(opt_state: optax.OptState, mask: Mask) -> optax.OptState:
     """Writes a mask into every link of an optimizer state.
 
     Jitted training steps are not recompiled. The next update sets newly pruned weights
