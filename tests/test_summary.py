@@ -293,7 +293,11 @@ BAD = {
         "lacks bias",
         {k: FULL[k] for k in ("conv", "dense", "scale")},
     ),
-    "shape": (ValueError, r"leaf dense is \(4, 8\)", FULL | {"dense": FULL["dense"].T}),
+    "shape": (
+        ValueError,
+        r"leaf dense has shape \(4, 8\)",
+        FULL | {"dense": FULL["dense"].T},
+    ),
     "dtype": (TypeError, "leaf conv is float32.*bool", FULL | {"conv": PARAMS["conv"]}),
 }
 

@@ -118,7 +118,7 @@ def check_like(tree: Any, reference: Any, name: str, reference_name: str) -> Non
         missing, extra = sorted(theirs - ours), sorted(ours - theirs)
         details = (
             [f"it lacks {_some(missing)}"] * bool(missing)
-            + [f"it has an unexpected {_some(extra)}"] * bool(extra)
+            + [f"it has {_some(extra)} in addition"] * bool(extra)
         ) or [f"it has {structure}, expected {expected}"]
         raise ValueError(
             f"{name} must have the tree structure of {reference_name}: "
