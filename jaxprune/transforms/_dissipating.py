@@ -103,8 +103,8 @@ def dissipating(
     if (sparsity is None) == (threshold is None):
         raise ValueError(
             "dissipating needs exactly one of sparsity, the fraction to remove, and "
-            "threshold, the distance that a weight must move to be kept; got "
-            f"sparsity={sparsity!r} and threshold={threshold!r}."
+            "threshold, the distance that a weight must move to be kept, as a number "
+            f"or a schedule; got sparsity={sparsity!r} and threshold={threshold!r}."
         )
     if sparsity is not None and not callable(sparsity):
         _checks.check_sparsity(sparsity)
