@@ -1,10 +1,10 @@
-r"""Elementwise measures of a gradient flow: larger = keep.
+r"""Scores computed from a gradient flow: larger = keep.
 
-Each takes a `jaxprune.Flow` (weights :math:`\theta`, gradient g, Hessian-gradient
-product Hg, mean squared gradient) and returns a tree of scores like the parameters.
-Measures that need Hg raise ``ValueError`` for a flow of order 1.
+Each measure takes a `jaxprune.Flow` (weights :math:`\theta`, gradient g, product Hg of
+Hessian and gradient, mean squared gradient) and returns a tree of scores like the
+parameters. Measures that need Hg raise a ``ValueError`` for a flow of order 1.
 
-All are terms of one expansion. Removing the weight :math:`\theta_i` changes the loss by
+All come from one expansion: removing the weight :math:`\theta_i` changes the loss by
 :math:`-\theta_i g_i` to first order, and the squared gradient norm by
 :math:`-2\,\theta_i (Hg)_i` (Lubana & Dick, `A Gradient Flow Framework for Analyzing
 Network Pruning <https://arxiv.org/abs/2009.11839>`_, ICLR 2021).
@@ -25,13 +25,13 @@ from jaxprune.scores._flow import Flow, check_flow
 
 
 def magnitude(flow: Flow) -> Scores:
-    r"""How large a weight is: :math:`|\theta|`.
+    r"""Measures the magnitude of each weight, :math:`|\theta|`.
 
     Args:
-      flow: of order 1 or 2.
+      flow: a `jaxprune.Flow` of order 1 or 2.
 
     Returns:
-      Non-negative scores like the weights, float32 or wider.
+      Non-negative scores like the flow's ``params``, float32 or wider.
 
     Raises:
       TypeError: if ``flow`` is not a `jaxprune.Flow`.
@@ -50,16 +50,16 @@ def magnitude(flow: Flow) -> Scores:
 
 
 def taylor(flow: Flow) -> Scores:
-    r"""The loss that a weight's removal takes away, :math:`\theta g`, signed.
+    r"""Measures how much removing a weight lowers the loss, :math:`\theta g`. Signed.
 
-    Positive where removal lowers the loss to first order, so by itself it is no reason
-    to keep. Sum it over a filter, then take the absolute value.
+    It is positive where removal lowers the loss to first order, so it is not a score to
+    rank weights by. Sum it over a filter and take the absolute value to score filters.
 
     Args:
-      flow: of order 1 or 2.
+      flow: a `jaxprune.Flow` of order 1 or 2.
 
     Returns:
-      Signed scores like the weights, float32 or wider.
+      Signed scores like the flow's ``params``, float32 or wider.
 
     Raises:
       TypeError: if ``flow`` is not a `jaxprune.Flow`.
@@ -79,13 +79,16 @@ def taylor(flow: Flow) -> Scores:
 
 
 def loss_preservation(flow: Flow) -> Scores:
-    r"""How much removal changes the loss to first order: :math:`|\theta g|` (SNIP).
+    r"""Measures how much removing a weight changes the loss, :math:`|\theta g|` (SNIP).
 
     Args:
-      flow: of order 1 or 2.
+      flow: a `jaxprune.Flow` of order 1 or 2.
 
     Returns:
-      Non-negative scores like the weights, float32 or wider.
+      Non-negative scores like the flow's ``params``, float32 or wider.
+
+    Raises:
+      TypeError: if ``flow`` is not a `jaxprune.Flow`.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -95,27 +98,28 @@ def loss_preservation(flow: Flow) -> Scores:
 
     References:
       Lee et al., `SNIP: Single-shot Network Pruning based on Connection Sensitivity
-      <https://arxiv.org/abs/1810.02340>`_, ICLR 2019, Section 4.1; the name is that of
+      <https://arxiv.org/abs/1810.02340>`_, ICLR 2019, Section 4.1. The name comes from
       Lubana & Dick.
     """
     return jax.tree.map(jnp.abs, taylor(flow))
 
 
 def biased_loss(flow: Flow, *, origin: Params | None = None) -> Scores:
-    r"""Loss preservation biased to large weights: :math:`\theta^2 |g|`.
+    r"""Measures loss preservation, weighted by magnitude: :math:`\theta^2 |g|`.
 
-    With ``origin``, the weights at initialisation :math:`\theta_0`, it is biased to
-    those that moved: :math:`|\theta - \theta_0| \, |\theta g|`.
+    With ``origin``, the initial weights :math:`\theta_0`, the factor is the distance
+    from them instead: :math:`|\theta - \theta_0| \, |\theta g|`.
 
     Args:
-      flow: of order 1 or 2.
-      origin: the weights at initialisation, a tree like the flow's ``params``.
+      flow: a `jaxprune.Flow` of order 1 or 2.
+      origin: the initial weights, a tree like the flow's ``params``.
 
     Returns:
-      Non-negative scores like the weights, float32 or wider.
+      Non-negative scores like the flow's ``params``, float32 or wider.
 
     Raises:
-      ValueError: if ``origin`` is not like the weights.
+      TypeError: if ``flow`` is not a `jaxprune.Flow`.
+      ValueError: if ``origin`` differs from the weights in structure or shapes.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -136,18 +140,19 @@ def biased_loss(flow: Flow, *, origin: Params | None = None) -> Scores:
 
 
 def grasp(flow: Flow) -> Scores:
-    r"""The gradient norm a weight carries, :math:`\theta \cdot Hg`, signed (GraSP).
+    r"""Measures how much a weight adds to the gradient norm, :math:`\theta \cdot Hg`.
 
-    Removing the smallest, as everywhere here, raises the gradient norm most.
+    The score is signed (GraSP). Removing the smallest raises the gradient norm most.
 
     Args:
-      flow: of order 2.
+      flow: a `jaxprune.Flow` of order 2.
 
     Returns:
-      Signed scores like the weights, float32 or wider.
+      Signed scores like the flow's ``params``, float32 or wider.
 
     Raises:
-      ValueError: if the flow is of order 1, without :math:`Hg`.
+      TypeError: if ``flow`` is not a `jaxprune.Flow`.
+      ValueError: if the flow has order 1, and so no :math:`Hg`.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -163,16 +168,17 @@ def grasp(flow: Flow) -> Scores:
 
 
 def gradient_preservation(flow: Flow) -> Scores:
-    r"""How much removal changes the gradient norm: :math:`|\theta \cdot Hg|`.
+    r"""Measures the change of the gradient norm, :math:`|\theta \cdot Hg|`.
 
     Args:
-      flow: of order 2.
+      flow: a `jaxprune.Flow` of order 2.
 
     Returns:
-      Non-negative scores like the weights, float32 or wider.
+      Non-negative scores like the flow's ``params``, float32 or wider.
 
     Raises:
-      ValueError: if the flow is of order 1, without :math:`Hg`.
+      TypeError: if ``flow`` is not a `jaxprune.Flow`.
+      ValueError: if the flow has order 1, and so no :math:`Hg`.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -188,16 +194,16 @@ def gradient_preservation(flow: Flow) -> Scores:
 
 
 def fisher(flow: Flow) -> Scores:
-    r"""The loss a removal costs near a minimum: :math:`\theta^2 \, E[g^2]`.
+    r"""Measures the cost of removing a weight near a minimum, :math:`\theta^2 E[g^2]`.
 
-    The mean is over minibatch gradients squared, not over single examples: a diagonal
-    of the empirical Fisher matrix only for batches of one.
+    The mean is over squared gradients of minibatches. With batches of one example, as
+    in the paper, :math:`E[g^2]` is the diagonal of the empirical Fisher matrix.
 
     Args:
-      flow: of order 1 or 2.
+      flow: a `jaxprune.Flow` of order 1 or 2.
 
     Returns:
-      Non-negative scores like the weights, float32 or wider.
+      Non-negative scores like the flow's ``params``, float32 or wider.
 
     Raises:
       TypeError: if ``flow`` is not a `jaxprune.Flow`.
@@ -224,31 +230,33 @@ def drive(
     combine: str = "sum",
     prunable: Prunable = matrices,
 ) -> Scores:
-    r"""Size, sensitivity and distance from convergence, in one score (DRIVE).
+    r"""Measures magnitude, sensitivity and distance from convergence together (DRIVE).
 
     .. math:: s = \alpha \frac{|\theta|}{Z_1} + \beta \frac{|\theta g|}{Z_2}
                 + \gamma \frac{|g|}{Z_3}
 
-    Our reading of a paper of which only the abstract and summaries were at hand. They
-    name the three terms; the weights, the normalisation and the sum are choices, and so
-    arguments. Without a normalisation the first term decides nearly alone.
+    We could read the paper's abstract and summaries of it, which name the three terms.
+    The weights, the normalization and the sum are our choices, and therefore arguments.
+    Without normalization the first term dominates.
 
     Args:
-      flow: of order 1 or 2.
-      weights: :math:`(\alpha, \beta, \gamma)`, not negative; 0 leaves a term out.
-      normalize: what each Z is, over the prunable weights that are not exactly 0: their
-        term's "sum" or "mean", or "none" for 1. A term that is 0 everywhere stays 0.
-        "rank" replaces a term by the share of those weights where it is no larger,
-        in [0, 1]: it sorts them, so it gathers sharded scores, and is for comparing.
-      combine: "sum", or "product" for :math:`\prod_k x_k^{w_k / \sum w}` of the
-        normalised terms x, the product as a mean: it ranks the same and underflows
-        less. Only "rank" changes the ranking there.
-      prunable: which leaves the normalisation counts.
+      flow: a `jaxprune.Flow` of order 1 or 2.
+      weights: :math:`(\alpha, \beta, \gamma)`, non-negative; 0 leaves a term out.
+      normalize: each Z is the "sum" or "mean" of its term over the prunable weights
+        that are not exactly 0, or 1 for "none". A term that is 0 everywhere stays 0.
+        "rank" replaces a term by the fraction, in [0, 1], of those weights for which it
+        is no larger; it sorts, so it gathers sharded scores.
+      combine: "sum", or "product" for the weighted geometric mean
+        :math:`\prod_k x_k^{w_k / \sum w}` of the normalized terms x, which ranks as
+        the product does and underflows less. With "product", only "rank" changes the
+        ranking.
+      prunable: which leaves the normalization counts.
 
     Returns:
-      Non-negative scores like the weights, float32 or wider.
+      Non-negative scores like the flow's ``params``, float32 or wider.
 
     Raises:
+      TypeError: if ``flow`` is not a `jaxprune.Flow`.
       ValueError: if an option is not one of those above, or nothing is prunable.
 
     Example:
@@ -272,7 +280,7 @@ def drive(
         loss_preservation,
         lambda flow: jax.tree.map(jnp.abs, flow.gradient),
     )
-    weighed = [
+    weighted = [
         (w, normalized(term(flow), counted, normalize))
         for w, term in zip(weights, terms, strict=True)
         if w
@@ -280,18 +288,18 @@ def drive(
     total = sum(weights)
 
     def combined(*xs: jax.Array) -> jax.Array:
-        pairs = zip([w for w, _ in weighed], xs, strict=True)
+        pairs = zip([w for w, _ in weighted], xs, strict=True)
         if combine == "product":
             return functools.reduce(jnp.multiply, [x ** (w / total) for w, x in pairs])
         return functools.reduce(jnp.add, [w * x for w, x in pairs])
 
-    return jax.tree.map(combined, *[tree for _, tree in weighed])
+    return jax.tree.map(combined, *[tree for _, tree in weighted])
 
 
 def _hessian_gradient(flow: Flow) -> Any:
     if flow.hessian_gradient is None:
         raise ValueError(
-            "This measure needs Hg, but the flow is of order 1. Build it with order=2: "
+            "This measure needs Hg, but the flow has order 1. Compute it with "
             "jp.gradient_flow(loss_fn, order=2) or jp.mean_flow(..., order=2)."
         )
     return flow.hessian_gradient

@@ -64,12 +64,12 @@ def updated(tx):
 
 
 NO_LOSS = r"loss_fn must be a function, loss_fn\(params, \*batch\) -> loss; got a dict"
-NO_FLOW = (
-    r"flow must be a jp.Flow, such as jp.gradient_flow\(loss_fn\).*got a dict of 1"
+NO_FLOW = r"flow must be a jp.Flow, as jp.gradient_flow\(loss_fn\).*got a dict of 1"
+ONE_BATCH = (
+    r"batches must be an.*got float32\[2, 4\]. For a single batch pass \[batch\]"
 )
-ONE_BATCH = r"batches must be an.*got float32\[2, 4\]. A single batch is \[batch\]"
 NO_INNER = r"wraps an optax optimizer, such as optax.adam\(1e-3\)"
-NO_KEY = r"key must be a random key, jax.random.key\(0\); got "
+NO_KEY = r"key must be a random key, such as jax.random.key\(0\); got "
 NO_GROUPS = r"groups must be what channel_groups\(fn, params, \*inputs\) returned; got"
 PERCENT = r"sparsity is the fraction .* in \[0, 1\); got 90.0. For 90 %, pass 0.9"
 
@@ -101,7 +101,7 @@ ROWS = {
     "drive: two weights for three terms": (
         lambda: jp.drive(loss_fn, weights=(1, 1)),
         ValueError,
-        r"weights are three numbers.*got \(1, 1\)",
+        r"weights must be three non-negative numbers.*got \(1, 1\)",
     ),
     "prospr: a learning rate in quotes": (
         lambda: jp.prospr(loss_fn, learning_rate="0.1"),
@@ -116,14 +116,14 @@ ROWS = {
     "prospr: no steps": (
         lambda: jp.prospr(loss_fn)(P, X),
         TypeError,
-        r"batches must be a tuple like batch, here of 0.*got float32\[2, 4\]",
+        r"batches must be a tuple like batch, here of length 0.*got float32\[2, 4\]",
     ),
     "prospr: arrays of unlike length": (
         lambda: jp.prospr(lambda p, x, y: jnp.sum(p))(
             jnp.ones(2), (jnp.ones((3, 2)), jnp.ones((2, 2))), jnp.ones(2), jnp.ones(2)
         ),
         ValueError,
-        r"one entry a step.*all as many; got the shapes \[\(3, 2\), \(2, 2\)\]",
+        r"one entry per step.*of one length; got the shapes \[\(3, 2\), \(2, 2\)\]",
     ),
     "synflow: parameters for the function": (
         lambda: jp.synflow(P),
@@ -258,7 +258,7 @@ ROWS = {
     "row_mask: an axis that is not there": (
         lambda: jp.row_mask(SCORES, 0.5, axis=2),
         ValueError,
-        r"dense/kernel of shape \(4, 6\).*axis numbers one or more, from -2 to 1",
+        r"dense/kernel of shape \(4, 6\).*one or more axes from -2 to 1",
     ),
     "iterative_mask: scores for the function": (
         lambda: jp.iterative_mask(SCORES, P, sparsity=0.5, rounds=2),
@@ -295,7 +295,7 @@ ROWS = {
     "apply_mask: one bool a leaf": (
         lambda: jp.apply_mask(P, jp.matrices(P)),
         ValueError,
-        r"shapes of params: the leaf dense/bias is \(\), but should be \(6,\)",
+        r"shapes of params: the leaf dense/bias has shape \(\), expected \(6,\)",
     ),
     "apply_mask: a function for a mask": (
         lambda: jp.apply_mask(P, jp.matrices),
@@ -321,7 +321,7 @@ ROWS = {
     "keep_sparse: a sparsity for a mask": (
         lambda: jp.keep_sparse(0.9).init(P),
         ValueError,
-        r"mask must have the tree structure of params.*has \(root\) besides",
+        r"mask must have the tree structure of params.*has \(root\) in addition",
     ),
     "sparse: the arguments swapped": (
         lambda: jp.sparse(MASK, SGD),
@@ -427,7 +427,7 @@ ROWS = {
     "forward_sparse: a mask for the function": (
         lambda: jp.forward_sparse(loss_fn, MASK),
         TypeError,
-        r"mask_fn must be a function.*\(a mask in hand is lambda _: mask\); got a dict",
+        r"mask_fn must be.*\(for a fixed mask pass lambda _: mask\); got a dict",
     ),
     "forward_sparse: scores for the mask": (
         lambda: jp.forward_sparse(loss_fn, jp.magnitude)(P, X),
@@ -475,12 +475,12 @@ ROWS = {
             P, optax.EmptyState()
         ),
         ValueError,
-        "factors must have one number for every leaf of the parameters",
+        "factors must have one number per leaf of the parameters",
     ),
     "scale_leaves: a factor a weight": (
         lambda: jp.scale_leaves(P),
         TypeError,
-        r"factors: the leaf dense/bias must be one number.*got float32\[6\]",
+        r"factors: the leaf dense/bias must be a number.*got float32\[6\]",
     ),
     # Layers of large models
     "input_axes: the arguments swapped": (
@@ -611,7 +611,7 @@ ROWS = {
     "structured.save: the whole parameters for the small": (
         lambda: structured.save("small.npz", T, CHANNELS, GROUPS),
         ValueError,
-        r"shapes of what mask leaves: the leaf a is \(8, 4\), but should be \(8, 2\)",
+        r"shapes of what mask leaves: the leaf a has shape \(8, 4\), expected \(8, 2\)",
     ),
     "structured.load: the arguments swapped": (
         lambda: structured.load("small.npz", T, two),

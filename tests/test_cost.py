@@ -680,7 +680,11 @@ BAD = {
         "lacks w and it has v",
         {"v": np.ones((8, 8), bool)},
     ),
-    "wrong shape": (ValueError, r"leaf w is \(8, 4\)", {"w": np.ones((8, 4), bool)}),
+    "wrong shape": (
+        ValueError,
+        r"leaf w has shape \(8, 4\)",
+        {"w": np.ones((8, 4), bool)},
+    ),
     "abstract": (
         TypeError,
         "leaf w is a ShapeDtypeStruct",

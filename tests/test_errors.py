@@ -421,11 +421,11 @@ def _jit(function):
 
 STATE = jp.keep_sparse().init(PARAMS)
 BAD_CALLS = {
-    "n > m": (lambda: jp.n_m_mask(SCORES, 5, 4), ValueError, "n=5, m=4"),
+    "n > m": (lambda: jp.n_m_mask(SCORES, 5, 4), ValueError, "n=5 and m=4"),
     "n < 0": (lambda: jp.n_m_mask(SCORES, -1, 4), ValueError, "n must be.*-1"),
     "n is no count": (lambda: jp.n_m_mask(SCORES, 1.5, 4), ValueError, "n must.*1.5"),
     "m = 0": (lambda: jp.n_m_mask(SCORES, 0, 0), ValueError, "m must be.*at least 1"),
-    "gradual, n > m": (lambda: jp.gradual_n_m(5, 4), ValueError, "n=5, m=4"),
+    "gradual, n > m": (lambda: jp.gradual_n_m(5, 4), ValueError, "n=5 and m=4"),
     "gradual, m = 0": (lambda: jp.gradual_n_m(0, 0), ValueError, "m must be"),
     "gradual, axis not divisible": (
         lambda: jp.gradual_n_m(2, 4, axis=-1).update(PARAMS, STATE, PARAMS),
@@ -481,12 +481,12 @@ BAD_CALLS = {
     "orthogonal, too sparse": (
         lambda: jp.exact_orthogonal_init(KEY, PARAMS, 0.9),
         ValueError,
-        r"dense/kernel.*\(4, 6\) keeps 2 of 24.*needs 4",
+        r"dense/kernel.*\(4, 6\) keeps 2 of 24.*at least 4",
     ),
     "orthogonal vector": (
         lambda: jp.exact_orthogonal_init(KEY, PARAMS, 0.5, prunable=jp.by_path("bias")),
         ValueError,
-        r"dense/bias.*\(6,\) is no matrix.*jp.matrices",
+        r"dense/bias.*\(6,\) has fewer than two axes.*jp.matrices",
     ),
     "orthogonal, traced sparsity": (
         _jit(lambda s: jp.exact_orthogonal_init(KEY, PARAMS, s)),
@@ -520,7 +520,7 @@ BAD_CALLS = {
     "scale_leaves of another tree": (
         lambda: jp.scale_leaves({"dense": 0.5}).update(PARAMS, optax.EmptyState()),
         ValueError,
-        "factors must have one number for every leaf",
+        "factors must have one number per leaf",
     ),
     "axis out of range": (
         lambda: jp.n_m_mask(SCORES, 2, 4, axis=2),
@@ -531,7 +531,7 @@ BAD_CALLS = {
     "sparsities of another structure": (
         lambda: jp.layerwise_mask(SCORES, {"dense": {"kernel": 0.5}}),
         ValueError,
-        "sparsity must be one number, or a tree.*structure",
+        "sparsity must be a number, or a tree.*structure",
     ),
     "one bad sparsity in a tree": (
         lambda: jp.layerwise_mask(SCORES, {"dense": {"kernel": 90, "bias": 0.0}}),
@@ -552,7 +552,7 @@ BAD_CALLS = {
     "force_mask, traced rounds": (
         _jit(lambda r: jp.force_mask(_loss, PARAMS, X, sparsity=0.5, rounds=r)),
         TypeError,
-        "rounds must be a Python number",
+        "rounds must be a Python int",
     ),
     "no rounds": (
         lambda: jp.iterative_mask(jp.magnitude, PARAMS, sparsity=0.5, rounds=0),
@@ -616,14 +616,14 @@ BAD_CALLS = {
     "mode of k_starts": (
         lambda: jp.k_starts(KEY, 2, 0.5, select_at=1, mode="turns"),
         ValueError,
-        "mode is 'shared' or 'union'; got 'turns'",
+        "mode must be 'shared' or 'union'; got 'turns'",
     ),
     "sparsities of one leaf only": (
         lambda: _updated(
             jp.k_starts(KEY, 2, {"dense": {"kernel": 0.5}}, select_at=1), PARAMS
         ),
         ValueError,
-        "sparsity must be one number, or a tree.*structure",
+        "sparsity must be a number, or a tree.*structure",
     ),
     "k_starts, grad of another structure": (
         lambda: jp.k_starts(KEY, 2, 0.5, select_at=1).update(
@@ -638,12 +638,12 @@ BAD_CALLS = {
     "neither sparsity nor threshold": (
         lambda: jp.dissipating(every=2, until=None),
         ValueError,
-        "either sparsity=.*or threshold=.*None and threshold=None",
+        "exactly one of sparsity.*and threshold.*None and threshold=None",
     ),
     "both sparsity and threshold": (
         lambda: jp.dissipating(0.5, threshold=0.1, every=2, until=None),
         ValueError,
-        "either sparsity=.*or threshold=.*0.5 and threshold=0.1",
+        "exactly one of sparsity.*and threshold.*0.5 and threshold=0.1",
     ),
     "threshold < 0": (
         lambda: jp.dissipating(threshold=-0.1, every=2, until=None),
@@ -683,7 +683,7 @@ BAD_CALLS = {
     "a seed for a key": (
         lambda: jp.set_training(SGD, None, key=0, every=2, until=4),
         TypeError,
-        r"key must be a random key, jax.random.key\(0\); got 0",
+        r"key must be a random key, such as jax.random.key\(0\); got 0",
     ),
     "several keys": (
         lambda: jp.set_training(
@@ -695,19 +695,19 @@ BAD_CALLS = {
     "factored moments": (
         lambda: _rigl(optax.adafactor(0.1)).init(PARAMS),
         ValueError,
-        r"jaxprune.rigl.*dense/bias of shape \(6,\) it has shape \(1,\)",
+        r"jaxprune.rigl.*dense/bias of shape \(6,\) it has the shape \(1,\)",
         "adafactor.*jp.sparse",
     ),
     "one moment a leaf": (
         lambda: jp.granet(optax.novograd(0.1), 0.5, every=2, until=4).init(PARAMS),
         ValueError,
-        r"jaxprune.granet.*dense/bias of shape \(6,\) it has shape \(\)",
+        r"jaxprune.granet.*dense/bias of shape \(6,\) it has the shape \(\)",
         "novograd.*jp.sparse",
     ),
     "moments of rows and columns": (
         lambda: _rigl(optax.sm3(0.1)).init(PARAMS),
         ValueError,
-        "jaxprune.rigl.*laid out otherwise.*sm3.*jp.sparse",
+        "jaxprune.rigl.*its tree is different.*sm3.*jp.sparse",
     ),
     "moments of a projection": (
         lambda: _rigl(optax.contrib.galore(0.1, rank=2)).init(PARAMS),
@@ -719,7 +719,7 @@ BAD_CALLS = {
             optax.flatten(optax.adam(0.1)), None, key=KEY, every=2, until=4
         ).init(PARAMS),
         ValueError,
-        "jaxprune.set_training.*laid out otherwise.*optax.flatten.*jp.sparse",
+        "jaxprune.set_training.*its tree is different.*optax.flatten.*jp.sparse",
     ),
     "decay < 0": (
         lambda: jp.forward_sparse(_loss, jp.magnitude, decay=-0.1),
@@ -749,7 +749,7 @@ BAD_CALLS = {
     "batches change": (
         lambda: jp.mean_flow(_loss, PARAMS, _Shrinking()),
         ValueError,
-        r"read \d batches of \d examples, and the second time.*the same",
+        r"read \d batches with \d examples, and the second time.*the same",
     ),
     "no batches": (lambda: jp.mean_flow(_loss, PARAMS, []), ValueError, "no batches"),
     "order 3": (lambda: jp.gradient_flow(_loss, order=3), ValueError, "order.*got 3"),
@@ -778,19 +778,19 @@ BAD_CALLS = {
     "combine": (
         lambda: jp.drive(_loss, combine="mean"),
         ValueError,
-        "'sum' or 'product'; got 'mean'",
+        "'sum' or 'product'.*got 'mean'",
     ),
     "weights of nothing": (
         lambda: jp.drive(_loss, weights=(0, 0, 0)),
         ValueError,
-        r"weights.*not all 0; got \(0, 0, 0\)",
+        r"weights.*not all 0.*got \(0, 0, 0\)",
     ),
     "negative weights": (
         lambda: jp.measures.drive(
             jp.gradient_flow(_loss, order=1)(PARAMS, X), weights=(1, -1, 1)
         ),
         ValueError,
-        r"weights.*not negative.*got \(1, -1, 1\)",
+        r"weights.*non-negative.*got \(1, -1, 1\)",
     ),
     "synflow of integers": (
         lambda: jp.synflow(lambda p, x: jnp.argmax(x @ p["dense"]["kernel"], 1))(
@@ -856,7 +856,7 @@ BAD_CALLS = {
             _dense(TRUE, bias=None), jp.epi_trigger(0.9).init(PARAMS)
         ),
         ValueError,
-        "mask has 1 leaves.*given 2",
+        "mask has 1 leaves.*has 2",
     ),
     "lamp of a giant leaf": (
         lambda: jax.eval_shape(

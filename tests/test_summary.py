@@ -1,5 +1,6 @@
 import dataclasses
 import typing
+from xml.etree import ElementTree
 
 import equinox as eqx
 import jax
@@ -187,8 +188,11 @@ def dead_units(n):
     return jnp.ones((3, 3, 2, 8), bool).at[..., :n].set(False)
 
 
+NOTHING_REMOVED = "no prunable weight is removed."
+ONE_REMOVED = dead_units(0).at[0, 0, 0, 0].set(False)
 WARNINGS = {
-    "none": ("conv", dead_units(0), 0, ()),
+    "none": ("conv", ONE_REMOVED, 0, ()),
+    "nothing is removed": ("conv", dead_units(0), 0, (NOTHING_REMOVED,)),
     "dead units": (
         "conv",
         dead_units(3),
@@ -202,12 +206,12 @@ WARNINGS = {
         ("conv: no weight is kept (layer collapse).",),
     ),
     "a dead input": ("dense", jnp.ones((8, 4), bool).at[0].set(False), 0, ()),
-    "a bias": ("bias", jnp.arange(4) < 1, 0, ()),
+    "a bias": ("bias", jnp.arange(4) < 1, 0, (NOTHING_REMOVED,)),
     "an emptied bias": (
         "bias",
         jnp.zeros(4, bool),
         0,
-        ("bias: no weight is kept (layer collapse).",),
+        ("bias: no weight is kept (layer collapse).", NOTHING_REMOVED),
     ),
 }
 
@@ -226,7 +230,8 @@ def test_warnings(case):
 def test_units_of_a_leaf_that_may_not_be_pruned_are_not_dead():
     mask = jax.tree.map(lambda p: jnp.ones(p.shape, bool), PARAMS)
     mask |= {"conv": dead_units(3)}
-    assert jp.summary(PARAMS, mask, prunable=jp.by_path("dense")).warnings == ()
+    summary = jp.summary(PARAMS, mask, prunable=jp.by_path("dense"))
+    assert summary.warnings == (NOTHING_REMOVED,)
 
 
 def test_a_vector_has_no_dead_units():
@@ -250,12 +255,26 @@ def test_the_table_is_aligned_and_narrow():
         "a_block_with_a_longer_name": {"kernel": jnp.zeros((1000, 2000))},
     }
     mask = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+    mask["stem/conv"] = mask["stem/conv"].at[0, 0, 0, 0].set(False)
     lines = str(jp.summary(params, mask)).splitlines()
     assert len(lines) == 7
     assert len({len(line) for line in lines}) == 1
     assert len(lines[0]) <= 100
     assert lines[2].split("  ")[0] == "a_block_with_a_longer_name/kernel"
     assert "2,000,000" in lines[2]
+
+
+def test_a_notebook_shows_the_table():
+    params = {"a<b": jnp.ones((2, 4)), "bias": jnp.ones(4)}
+    mask = {"a<b": jnp.arange(8).reshape(2, 4) < 2, "bias": jnp.ones(4, bool)}
+    summary = jp.summary(params, mask)
+    assert repr(summary) == str(summary)
+    root = ElementTree.fromstring(f"<div>{summary._repr_html_()}</div>")
+    cells = [[cell.text or "" for cell in row] for row in root.iter("tr")]
+    lines = [line for line in str(summary).splitlines() if not line.startswith("-")]
+    shown = [line.replace(" ", "") for line in lines[:-1]]
+    assert ["".join(row).replace(" ", "") for row in cells] == shown
+    assert [p.text for p in root.iter("p")] == lines[-1:]
 
 
 def test_parameters_may_be_abstract():
@@ -274,7 +293,11 @@ BAD = {
         "lacks bias",
         {k: FULL[k] for k in ("conv", "dense", "scale")},
     ),
-    "shape": (ValueError, r"leaf dense is \(4, 8\)", FULL | {"dense": FULL["dense"].T}),
+    "shape": (
+        ValueError,
+        r"leaf dense has shape \(4, 8\)",
+        FULL | {"dense": FULL["dense"].T},
+    ),
     "dtype": (TypeError, "leaf conv is float32.*bool", FULL | {"conv": PARAMS["conv"]}),
 }
 

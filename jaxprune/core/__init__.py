@@ -1,1 +1,1 @@
-"""What every other package stands on: checks, dtypes, placement, `prunable`, counts."""
+"""Shared by all packages: checks, dtypes, placement, `prunable`, counts, tables."""

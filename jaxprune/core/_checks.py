@@ -1,12 +1,12 @@
 """Checks at trace time, with errors in the user's words.
 
-Everything here reads structures, shapes, dtypes and Python numbers only, so it costs
-nothing in a compiled program. Values are read in one place, `check_no_nans`, and only
-when they are at hand.
+The checks read structures, shapes, dtypes and Python numbers, so they cost nothing in a
+compiled program. `check_no_nans` and `check_keeps_something` also read values, if those
+are concrete.
 """
 
 import numbers
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def leaf_paths(tree: Any) -> list[str]:
 
 
 def is_concrete(tree: Any) -> bool:
-    """Tells whether every leaf is an array whose values can be read now."""
+    """Returns whether every leaf is an array with values: not traced or abstract."""
     leaves = jax.tree.leaves(tree)
     return all(
         isinstance(leaf, np.ndarray | np.generic)
@@ -39,7 +39,7 @@ def is_concrete(tree: Any) -> bool:
 
 
 def on_host(tree: Any) -> bool:
-    """Tells whether every leaf's values can be read now, from one CPU device."""
+    """Returns whether every leaf is concrete and all of them are on one CPU device."""
     if not is_concrete(tree):
         return False
     arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
@@ -48,13 +48,13 @@ def on_host(tree: Any) -> bool:
 
 
 def is_floating(leaf: Any) -> bool:
-    """Tells whether a leaf is an array of real floating-point numbers."""
+    """Returns whether a leaf is an array of real floating-point numbers."""
     dtype = getattr(leaf, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jnp.floating)
 
 
 def described(value: Any) -> str:
-    """Says in a few words what was given, however large it is."""
+    """Describes an argument in a few words, however large it is."""
     if isinstance(value, tuple | list | dict):
         return f"a {type(value).__name__} of {len(value)}"
     if hasattr(value, "shape") and not isinstance(value, np.generic):
@@ -66,7 +66,7 @@ def described(value: Any) -> str:
 
 
 def check_callable(value: Any, name: str, call: str) -> None:
-    """Raises unless ``value`` can be called; ``call`` says how it will be."""
+    """Raises unless ``value`` is callable; ``call`` shows how it will be called."""
     if not callable(value):
         raise TypeError(f"{name} must be a function, {call}; got {described(value)}.")
 
@@ -86,8 +86,8 @@ def check_batches(batches: Any) -> None:
     one = isinstance(batches, jax.Array | np.ndarray | dict | str)
     if one or not hasattr(batches, "__iter__"):
         raise TypeError(
-            "batches must be an iterable of batches, a list or a loader; got "
-            f"{described(batches)}. A single batch is [batch]."
+            "batches must be an iterable of batches, such as a list or a data loader; "
+            f"got {described(batches)}. For a single batch pass [batch]."
         )
 
 
@@ -104,10 +104,9 @@ def check_floating(tree: Any, name: str) -> None:
             kind = getattr(leaf, "dtype", f"a {type(leaf).__name__}")
             raise TypeError(
                 f"{name}: the leaf {path_str(path)} is {kind}, not a floating-point "
-                "array. "
-                "Pass only the weights: split integers, keys and functions off first "
-                "(nnx.split(model, nnx.Param, ...), equinox.partition(model, "
-                "equinox.is_inexact_array))."
+                "array. Pass only the weights, and split off integers, keys and "
+                "functions first: nnx.split(model, nnx.Param, ...) or "
+                "equinox.partition(model, equinox.is_inexact_array)."
             )
 
 
@@ -119,8 +118,8 @@ def check_like(tree: Any, reference: Any, name: str, reference_name: str) -> Non
         missing, extra = sorted(theirs - ours), sorted(ours - theirs)
         details = (
             [f"it lacks {_some(missing)}"] * bool(missing)
-            + [f"it has {_some(extra)} besides"] * bool(extra)
-        ) or [f"it is {structure}, but should be {expected}"]
+            + [f"it has {_some(extra)} in addition"] * bool(extra)
+        ) or [f"it has {structure}, expected {expected}"]
         raise ValueError(
             f"{name} must have the tree structure of {reference_name}: "
             f"{' and '.join(details)}."
@@ -130,7 +129,7 @@ def check_like(tree: Any, reference: Any, name: str, reference_name: str) -> Non
         if np.shape(leaf) != np.shape(other):
             raise ValueError(
                 f"{name} must have the shapes of {reference_name}: the leaf "
-                f"{path_str(path)} is {np.shape(leaf)}, but should be "
+                f"{path_str(path)} has shape {np.shape(leaf)}, expected "
                 f"{np.shape(other)}."
             )
 
@@ -143,39 +142,40 @@ def check_mask(mask: Any, params: Any, name: str = "mask") -> None:
         if dtype != jnp.bool_:
             raise TypeError(
                 f"{name}: the leaf {path_str(path)} is {dtype}, but a mask is bool, "
-                "True = kept. Write mask.astype(bool) leaf by leaf if non-zero means "
-                "kept."
+                "True = kept. If non-zero means kept, pass "
+                "jax.tree.map(lambda m: m != 0, mask)."
             )
 
 
 def check_keeps_something(mask: Any) -> None:
-    """Raises if a mask at hand keeps no weight of any leaf that could be pruned."""
+    """Raises if a concrete mask keeps no weight of any leaf that could be pruned."""
     leaves = [leaf for leaf in jax.tree.leaves(mask) if np.size(leaf)]
     leaves = [leaf for leaf in leaves if np.ndim(leaf) >= 2] or leaves
     if not leaves or not is_concrete(leaves):
         return
-    with jax.ensure_compile_time_eval():  # At hand, even if all else is being traced.
+    with jax.ensure_compile_time_eval():  # The mask is concrete even while tracing.
         kept = any(bool(jnp.any(leaf)) for leaf in leaves)
     if not kept:
         raise ValueError(
-            "The mask keeps no weight of any prunable leaf. True means kept: if True "
-            "means pruned in yours, pass jax.tree.map(jnp.logical_not, mask)."
+            "The mask keeps no weight of any prunable leaf. In a mask True means kept. "
+            "If True means pruned in yours, pass "
+            "jax.tree.map(jnp.logical_not, mask)."
         )
 
 
-def is_python_number(value: Any) -> bool:
-    """Tells whether a number is known while tracing: Python's or NumPy's scalar."""
+def is_python_number(value: Any) -> TypeGuard[float]:
+    """Returns whether a value is a Python or NumPy number, known while tracing."""
     known = isinstance(value, numbers.Real | np.generic)
     return known and not isinstance(value, bool | np.bool_ | np.str_)
 
 
 def check_sparsity(value: Any, name: str = "sparsity") -> None:
-    """Raises unless ``value`` is a scalar, and in [0, 1) if its value is at hand."""
+    """Raises unless ``value`` is a scalar, in [0, 1) if its value is known."""
     check_fraction(value, name, "of prunable weights to remove")
 
 
 def check_fraction(value: Any, name: str, of: str) -> None:
-    """Raises unless ``value`` is a scalar, and in [0, 1) if its value is at hand."""
+    """Raises unless ``value`` is a scalar, in [0, 1) if its value is known."""
     if is_python_number(value):
         number = float(value)
     elif isinstance(value, jax.Array | np.ndarray) and value.ndim == 0:
@@ -196,29 +196,31 @@ def check_fraction(value: Any, name: str, of: str) -> None:
 
 
 def static_sparsity(value: Any, caller: str, name: str) -> float:
-    """Reads a sparsity, checked before; raises if it is traced."""
+    """Converts a checked sparsity to a float; raises if it is traced."""
     if isinstance(value, Tracer):
         raise TypeError(
-            f"{caller} takes a sparsity known while tracing, a Python number in "
-            f"[0, 1); got a traced value for {name}."
+            f"{caller} needs a sparsity that is known while tracing, a Python number "
+            f"in [0, 1); got a traced value for {name}."
         )
     return float(value)
 
 
 def check_key(key: Any) -> None:
-    """Raises unless ``key`` is one JAX random key, of the new kind or the old."""
+    """Raises unless ``key`` is a single JAX random key, typed or raw uint32."""
     dtype, shape = getattr(key, "dtype", None), np.shape(key)
     new = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if not (new and shape == ()) and not (dtype == jnp.uint32 and len(shape) == 1):
         given = described(key) if dtype is None else f"{dtype} of shape {shape}"
-        raise TypeError(f"key must be a random key, jax.random.key(0); got {given}.")
+        raise TypeError(
+            f"key must be a random key, such as jax.random.key(0); got {given}."
+        )
 
 
 def check_count(value: Any, name: str, unit: str, least: int = 1) -> Any:
-    """Raises unless a count is a whole number >= ``least`` that an int32 holds.
+    """Raises unless a count is a whole number >= ``least`` that fits in an int32.
 
     Returns:
-      The count as an int, or as it is if it is traced.
+      The count as an int, or unchanged if it is traced.
     """
     if isinstance(value, Tracer):
         return value
@@ -235,7 +237,7 @@ def check_count(value: Any, name: str, unit: str, least: int = 1) -> Any:
 
 
 def static_count(value: Any, name: str, unit: str, least: int = 1) -> int:
-    """Reads a count as `check_count` does; raises if it is traced."""
+    """Checks a count as `check_count` does, and raises if it is traced."""
     if isinstance(value, Tracer):
         raise TypeError(
             f"{name} must be known while tracing, a whole number of {unit}; got a "
@@ -253,24 +255,24 @@ def check_group(n: Any, m: Any) -> tuple[Any, int]:
     n = check_count(n, "n", "weights kept in a group", least=0)
     if not isinstance(n, Tracer) and n > m:
         raise ValueError(
-            f"n of every m weights are kept, so n <= m; got n={n}, m={m}. For 2:4 pass "
-            "n=2, m=4."
+            f"n of every m weights are kept, so n <= m; got n={n} and m={m}. For 2:4 "
+            "pass n=2, m=4."
         )
     return n, m
 
 
 def check_axis(value: Any, name: str = "axis") -> int:
-    """Reads an axis, a Python or NumPy integer; raises if it is anything else."""
+    """Converts an axis to an int; raises unless it is a Python or NumPy integer."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(
-            f"{name} must be an integer, such as -2 for the inputs of a Flax kernel; "
+            f"{name} must be an integer, such as -2, the input axis of a Flax kernel; "
             f"got {described(value)}."
         )
     return int(value)
 
 
 def check_no_nans(tree: Any, name: str) -> None:
-    """Raises if a tree whose values are at hand holds a NaN."""
+    """Raises if a concrete tree holds a NaN."""
     leaves = jax.tree.leaves(tree)
     if not leaves or not is_concrete(leaves):
         return
@@ -282,14 +284,15 @@ def check_no_nans(tree: Any, name: str) -> None:
     paths = [p for p, nan in zip(leaf_paths(tree), found, strict=True) if nan]
     if paths:
         raise ValueError(
-            f"{name} holds NaN in {_some(paths)}. Look for a loss that overflows or "
-            "divides by zero; to mean 'always keep' or 'remove first', use inf or -inf."
+            f"{name} contain NaN in {_some(paths)}. Look for a loss that overflows or "
+            "divides by zero. To always keep a weight score it inf, and to remove it "
+            "first -inf."
         )
 
 
 @jax.jit
 def _has_nan(leaves: list[Any]) -> Any:
-    # max hands a NaN on, and reads the leaf without a copy of its size.
+    # max propagates NaN, and needs no temporary of the leaf's size.
     return jnp.stack([jnp.isnan(jnp.max(x, initial=-jnp.inf)) for x in leaves])
 
 

@@ -1,4 +1,4 @@
-"""Which floats scores are computed in: float32 at least, float64 where they come so."""
+"""The precision of scores: float32 or wider."""
 
 import contextlib
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def upcast_half(tree: Any) -> Any:
-    """Casts half precision to float32, and leaves wider floats alone."""
+    """Casts half precision to float32; wider floats are unchanged."""
 
     def cast(leaf: Any) -> jax.Array:
         leaf = jnp.asarray(leaf)
@@ -20,7 +20,7 @@ def upcast_half(tree: Any) -> Any:
 
 
 def precision_of(tree: Any) -> contextlib.AbstractContextManager[Any]:
-    """Keeps float64 leaves whole where x64 is off: `jaxprune.synflow` makes such."""
+    """Enables x64 if a leaf is float64, as scores of `jaxprune.synflow` may be."""
     if any(leaf.dtype == np.float64 for leaf in jax.tree.leaves(tree)):
         return jax.enable_x64(True)
     return contextlib.nullcontext()

@@ -43,7 +43,7 @@ def all_true(leaf: Any) -> jax.Array:
 
 
 def is_cut(sharding: NamedSharding) -> bool:
-    """Tells whether a type's sharding cuts the array; only Explicit meshes say so."""
+    """Returns whether a type's sharding cuts the array; only Explicit meshes say so."""
     return any(axis is not None for axis in sharding.spec)
 
 

@@ -1,7 +1,7 @@
 """Which leaves may be pruned: functions of a tree to a tree of Python bools.
 
-They read paths, shapes and dtypes only, so they work on parameters, scores, tracers and
-``jax.ShapeDtypeStruct`` alike. They are never applied to a mask.
+They read paths, shapes and dtypes only, so they accept parameters, scores, tracers and
+``jax.ShapeDtypeStruct``. They are never called with a mask.
 """
 
 import re
@@ -16,10 +16,10 @@ from jaxprune.core import _checks
 
 
 def matrices(params: Params) -> Any:
-    """Selects the weight matrices and kernels: floating leaves of rank two or more.
+    """Selects weight matrices and kernels: floating leaves of rank two or more.
 
-    Biases, normalisation scales and scalars stay dense. This is the default wherever a
-    function takes ``prunable``.
+    Biases, normalization scales and scalars stay dense. This is the default of every
+    ``prunable`` argument.
 
     Args:
       params: any pytree of arrays, tracers or ``jax.ShapeDtypeStruct``.
@@ -38,18 +38,18 @@ def matrices(params: Params) -> Any:
 def by_path(pattern: str) -> Prunable:
     """Selects the floating leaves, of any rank, whose path matches a pattern.
 
-    The path is ``jax.tree_util.keystr(path, simple=True, separator="/")``, for example
-    ``layers/0/kernel``; an ``nnx.State`` ends its paths in ``/value``.
+    The path is ``jax.tree_util.keystr(path, simple=True, separator="/")``, such as
+    ``layers/0/kernel``. Paths in an ``nnx.State`` end in ``/value``.
 
     Args:
       pattern: a regular expression, searched for anywhere in the path (`re.search`).
 
     Returns:
-      A function ``prunable(params)`` to a tree of Python bools.
+      A function ``prunable(params)`` that returns a tree of Python bools.
 
     Raises:
       TypeError: if ``pattern`` is not a string.
-      ValueError: if it is no regular expression.
+      ValueError: if it is not a valid regular expression.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -66,7 +66,8 @@ def by_path(pattern: str) -> Prunable:
         compiled = re.compile(pattern)
     except re.error as error:
         raise ValueError(
-            f"{what}; got {pattern!r}: {error}. re.escape(path) takes a path as it is."
+            f"{what}; got {pattern!r}: {error}. To match a path literally, use "
+            "re.escape(path)."
         ) from error
 
     def prunable(params: Params) -> Any:
@@ -82,22 +83,23 @@ def by_path(pattern: str) -> Prunable:
 
 
 def divisible_by(m: int | Sequence[int], *, axis: int | Sequence[int] = -2) -> Prunable:
-    """Selects the matrices whose reduction axis can be cut into groups of ``m``.
+    """Selects the matrices whose axis length is a multiple of ``m``.
 
-    For N:M and block sparsity: the other leaves stay dense, and `jaxprune.summary`
-    lists them.
+    Use it for N:M and block sparsity. The remaining leaves stay dense, and
+    `jaxprune.summary` lists them as not prunable.
 
     Args:
-      m: the size of a group, at least 1; with several axes, one size for each.
-      axis: the axis that must be a multiple of ``m``, or several; -2 is the reduction
-        axis of Flax kernels.
+      m: the size of a group, at least 1, or one size for each axis.
+      axis: the axis, or axes, that must be divisible; -2 is the input axis of Flax
+        kernels.
 
     Returns:
-      A function ``prunable(params)`` to a tree of Python bools.
+      A function ``prunable(params)`` that returns a tree of Python bools.
 
     Raises:
-      ValueError: if ``m`` is not a whole number of at least 1, or there is not one for
-        every axis.
+      ValueError: if ``m`` is not a whole number of at least 1, or the numbers of sizes
+        and axes differ.
+      TypeError: if an axis is not an integer, or a size is traced.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -112,7 +114,7 @@ def divisible_by(m: int | Sequence[int], *, axis: int | Sequence[int] = -2) -> P
     if len(sizes) != len(axes):
         raise ValueError(
             f"m must have one size for every axis; got m={m} and axis={axis}. For "
-            "blocks pass axis=(-2, -1)."
+            "blocks of the last two axes pass axis=(-2, -1)."
         )
     sizes = [_checks.static_count(size, "m", "weights in a group") for size in sizes]
     axes = [_checks.check_axis(a) for a in axes]
@@ -132,7 +134,7 @@ def divisible_by(m: int | Sequence[int], *, axis: int | Sequence[int] = -2) -> P
 
 
 def select_prunable(tree: Any, prunable: Prunable) -> list[bool]:
-    """One bool a leaf, in leaf order: chosen by ``prunable``, and not empty."""
+    """Lists, in leaf order, which leaves ``prunable`` selects; empty leaves are not."""
     given = jax.tree.leaves(prunable)
     if given and all(isinstance(flag, bool | np.bool_) for flag in given):
         chosen = _broadcast(prunable, tree)
@@ -146,8 +148,9 @@ def select_prunable(tree: Any, prunable: Prunable) -> list[bool]:
         )
     if jax.tree.structure(chosen) != jax.tree.structure(tree):
         raise ValueError(
-            "prunable must return a tree of the structure that it was given, one bool "
-            f"a leaf; got {jax.tree.structure(chosen)} for {jax.tree.structure(tree)}."
+            "prunable must return a tree with the structure of its argument and one "
+            f"bool per leaf; got {jax.tree.structure(chosen)} for "
+            f"{jax.tree.structure(tree)}."
         )
     leaves, flags = jax.tree.leaves(tree), jax.tree.leaves(chosen)
     for path, flag in zip(_checks.leaf_paths(tree), flags, strict=True):
@@ -160,14 +163,15 @@ def select_prunable(tree: Any, prunable: Prunable) -> list[bool]:
     if not any(flags):
         raise ValueError(
             "Nothing is prunable: prunable selects none of the leaves "
-            f"{_checks.leaf_paths(tree)[:5]}. The default, jp.matrices, takes floating "
-            "leaves of rank two or more; jp.by_path(pattern) takes any by their path."
+            f"{_checks.leaf_paths(tree)[:5]}. The default, jp.matrices, selects "
+            "floating leaves of rank two or more; jp.by_path(pattern) selects leaves "
+            "of any rank by their path."
         )
     return flags
 
 
 def _broadcast(flags: Any, tree: Any) -> Any:
-    """Gives every leaf the flag of the subtree that it is in."""
+    """Gives every leaf the flag of its subtree."""
     try:
         return jax.tree.broadcast(flags, tree)
     except ValueError as error:

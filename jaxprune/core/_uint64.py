@@ -1,7 +1,18 @@
-"""Whole numbers up to 2**64 as two uint32 words, so that counts are exact without x64.
+"""Integers up to 2**64 as two uint32 words, so that counts are exact without x64.
 
-A `Wide` is ``(high, low)``. Trees of more than 2**31 weights need it for counts and
-flat indices; JAX has no 64-bit integers unless x64 is switched on.
+Counts and flat indices pass 32 bits in trees of more than 2**31 weights, and JAX has
+64-bit integers only while x64 is enabled. int64 inside ``jax.enable_x64(True)`` does
+work under ``jit``, ``vmap``, ``grad``, ``scan``, ``cond``, ``shard_map`` and ``pmap``,
+on Auto and Explicit meshes, and compiles for TPUs (jax 0.10.2 and 0.12). It fails where
+a count crosses the edge of the context, and JAX rarely warns:
+
+- A NumPy count that enters a jitted function or a ``scan`` outside the context is read
+  as 32 bits: ``2**33 + 5`` arrives as another number.
+- Arithmetic and comparisons outside it cast to int32: ``count > 5`` is False for 2**33.
+- A context wide enough to hold them would hold the user's score functions too, which
+  would then compute in float64 (the rounds of `jaxprune.iterative_mask`).
+
+Such errors appear only in trees too large for a test. Two words need no context.
 """
 
 import math
@@ -17,21 +28,21 @@ _DIGIT = 12  # Bits summed at a time: axes of up to 2**20 cannot overflow a uint
 
 
 class Wide(NamedTuple):
-    """A number ``high * 2**32 + low``; both words are uint32 scalars."""
+    """The number ``high * 2**32 + low``; both words are uint32, of one shape."""
 
     high: Any
     low: Any
 
 
 def wide(value: int | Sequence[int]) -> Wide:
-    """Writes Python ints in [0, 2**64) as two words each."""
+    """Splits Python ints in [0, 2**64) into two words each."""
     words = np.asarray(value, np.uint64)
     low = words & np.uint64(0xFFFFFFFF)
     return Wide((words >> np.uint64(32)).astype(np.uint32), low.astype(np.uint32))
 
 
 def stacked(numbers: Sequence[Wide]) -> Wide:
-    """Stacks numbers into two vectors of words; NumPy's if they are known."""
+    """Stacks numbers into two vectors of words, in NumPy if all are known."""
     known = not any(isinstance(w, jax.Array) for number in numbers for w in number)
     return jax.tree.map(lambda *words: (np if known else jnp).stack(words), *numbers)
 
@@ -60,13 +71,13 @@ def subtract(a: Wide, b: Wide) -> Wide:
 
 
 def less(a: Wide, b: Wide) -> Any:
-    """Tells whether a < b."""
+    """Returns whether a < b."""
     below = jnp.less(a.low, b.low)
     return jnp.less(a.high, b.high) | (jnp.equal(a.high, b.high) & below)
 
 
 def where(condition: Any, a: Wide, b: Wide) -> Wide:
-    """Chooses a where the condition holds, else b."""
+    """Returns a where the condition holds, else b."""
     return Wide(
         jnp.where(condition, jnp.asarray(a.high), jnp.asarray(b.high)),
         jnp.where(condition, jnp.asarray(a.low), jnp.asarray(b.low)),
@@ -74,7 +85,7 @@ def where(condition: Any, a: Wide, b: Wide) -> Wide:
 
 
 def minimum(a: Wide, b: Wide) -> Wide:
-    """Returns the smaller."""
+    """Returns the smaller of two numbers."""
     return where(less(b, a), b, a)
 
 
@@ -84,18 +95,18 @@ def saturating_subtract(a: Wide, b: Wide) -> Wide:
 
 
 def sum_of(numbers: Wide) -> Wide:
-    """Adds up a vector of fewer than 2**16 numbers, exactly."""
+    """Sums a vector of fewer than 2**16 numbers, exactly."""
     return _carried(jnp.sum(_digits(numbers), axis=1, dtype=_U32))
 
 
 def sums_before(numbers: Wide) -> Wide:
-    """Adds up, for each of fewer than 2**16 numbers, those before it."""
+    """Returns the exclusive cumulative sum of fewer than 2**16 numbers."""
     until = _carried(jnp.cumsum(_digits(numbers), axis=1, dtype=_U32))
     return subtract(until, numbers)
 
 
 def _digits(numbers: Wide) -> jax.Array:
-    """Four rows of 16 bits each, lowest first: sums of them cannot overflow."""
+    """Splits numbers into four rows of 16 bits, lowest first: sums cannot overflow."""
     low, high = numbers.low, numbers.high
     return jnp.stack([low & 0xFFFF, low >> 16, high & 0xFFFF, high >> 16])
 
@@ -111,10 +122,9 @@ def _carried(digits: jax.Array) -> Wide:
 def total(counts: jax.Array) -> Wide:
     """Sums an array of int32 counts exactly, whatever its size.
 
-    Each axis is summed in two digits, carrying in between, so that no partial sum
-    passes 32 bits; axes may be up to 2**20 long and the total up to 2**44.
+    Every axis is summed in two digits with a carry between them, so no partial sum
+    passes 32 bits. Axes may be up to 2**20 long and the total up to 2**44.
     """
-    # The bound is on the array's total, not on its size: counts are at most 2**31.
     low = (counts & ((1 << _DIGIT) - 1)).astype(_U32)
     high = jax.lax.shift_right_logical(counts, jnp.int32(_DIGIT)).astype(_U32)
     for _ in range(counts.ndim):
@@ -147,13 +157,13 @@ def divide(a: Wide, divisor: int) -> tuple[Wide, Any]:
 def scaled(fraction: Any, size: int | Wide) -> Wide:
     """Rounds ``fraction * size`` half to even, exactly, for a float32 in [0, 1].
 
-    The fraction is taken as the real number m / 2**q that it is, with m < 2**24, and
-    multiplied by ``size`` < 2**62 in 16-bit limbs. Values outside [0, 1], which only a
-    traced fraction can have, count as the nearer end; NaN counts as 0.
+    A float32 is a rational number m / 2**q with m < 2**24, which is multiplied by
+    ``size`` < 2**62 in 16-bit limbs. Traced fractions are clipped to [0, 1], and NaN
+    counts as 0.
     """
     if isinstance(size, int):
         if not 0 <= size < 2**62:
-            raise ValueError(f"a tree of {size} weights is beyond 2**62.")
+            raise ValueError(f"Trees of up to 2**62 weights are supported; got {size}.")
         size = wide(size)
     fraction = jnp.asarray(fraction).astype(jnp.float32)
     fraction = jnp.where(fraction > 0, jnp.minimum(fraction, jnp.float32(1)), 0)
@@ -182,7 +192,7 @@ def scaled(fraction: Any, size: int | Wide) -> Wide:
 
 
 def _multiply(mantissa: Any, size: Wide) -> list[Any]:
-    """Multiplies a 24-bit number by one of two words into six 16-bit limbs."""
+    """Multiplies a 24-bit number by two words; returns six 16-bit limbs."""
     parts = [mantissa & 0xFFFF, mantissa >> 16]
     words = size.low, size.high
     digits = [half for word in words for half in (word & 0xFFFF, word >> 16)]
@@ -199,7 +209,7 @@ def _multiply(mantissa: Any, size: Wide) -> list[Any]:
 
 
 def row_size(shape: tuple[int, ...]) -> int:
-    """The largest product of trailing dimensions that fits one uint32 word."""
+    """Returns the largest product of trailing dimensions that fits in one word."""
     size = 1
     for dim in reversed(shape):
         if size * dim >= 2**32:

@@ -1,4 +1,4 @@
-"""Sparse initialisations that are exactly orthogonal."""
+"""Sparse initialization with exactly orthogonal weights."""
 
 import functools
 import math
@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
-from jaxprune._types import Mask, Params, Prunable, Real
+from jaxprune._types import Key, Mask, Params, Prunable, Real
 from jaxprune.core import _checks
 from jaxprune.core._prunable import matrices, select_prunable
 from jaxprune.masks._threshold import broadcast_sparsity, layerwise_mask
@@ -16,59 +17,60 @@ from jaxprune.transforms._state import copied_like
 
 
 def exact_orthogonal_init(
-    key: jax.Array,
+    key: Key,
     params: Params,
-    sparsity: Any,
+    sparsity: PyTree[Real],
     *,
     gain: Real = 1.0,
     prunable: Prunable = matrices,
 ) -> tuple[Params, Mask]:
-    r"""Draws sparse weights that are orthogonal from the start, with their mask (EOI).
+    r"""Draws sparse, orthogonal initial weights and their mask (EOI).
 
-    A kernel of :math:`m \times n` becomes a product of Givens rotations, each in a
-    random plane and by a random angle, on a randomly permuted identity,
+    An :math:`m \times n` kernel is a product of Givens rotations, in random planes and
+    by random angles, applied to a randomly permuted identity P:
 
-    .. math:: W = \sigma_w \, G_{i_1 j_1}(\varphi_1) \cdots G_{i_r j_r}(\varphi_r) \, P,
+    .. math:: W = \sigma_w \, G_{i_1 j_1}(\varphi_1) \cdots G_{i_r j_r}(\varphi_r) \, P.
 
-    on its longer side, so :math:`W^\top W` or :math:`W W^\top`, whichever is smaller,
-    is :math:`\sigma_w^2 I` to rounding. Rotations fill the matrix, and stop before the
-    first that would keep more weights than ``sparsity`` leaves. In a kernel with taps,
-    (H, W, I, O), that is the central tap, all others are 0 (delta-orthogonal): with
-    ``"SAME"`` or circular padding and :math:`I \le O` the layer preserves norms. Of a
-    kernel of density d over k taps the central tap takes up to :math:`\sqrt{d}\,I O`
-    weights, as in the authors' code.
+    The smaller of :math:`W^\top W` and :math:`W W^\top` is :math:`\sigma_w^2 I` up to
+    rounding. Every rotation fills in entries; they stop before the first that would
+    exceed the number of weights to keep. In a kernel of shape (H, W, I, O) the central
+    tap is such a matrix and all other taps are 0 (delta-orthogonal), so with ``"SAME"``
+    or circular padding and :math:`I \le O` the layer preserves norms. At density d the
+    central tap gets at most :math:`\sqrt{d}\,I O` weights, as in the authors' code.
 
-    What is exact: the orthogonality, to rounding, and the mask's count, that of
-    `layerwise_mask`. The weights that rotations did not reach are drawn at random among
-    those left; they start at 0 and are free to train. The authors do so for taps; we do
-    so for matrices too, where they overshoot by part of a rotation. The permutation is
-    ours, lest a long side's first rows be preferred.
+    The mask keeps exactly as many weights of each leaf as `layerwise_mask` would. The
+    weights that the rotations did not fill are chosen at random; they start at 0 and
+    are trained. The authors do this for taps only, and overshoot the count of matrices
+    by part of a rotation. They do not permute the identity; we do, so that no rows of
+    the longer side are preferred.
 
-    The method draws its own mask. For a mask at hand no such weights need exist: two
-    columns that share a single row cannot be orthogonal unless one gives it up. What
-    can be kept of a mask is its count in every leaf: pass
-    ``jax.tree.map(lambda m: 1 - m.mean(dtype=float).item(), mask)`` as ``sparsity``.
+    The mask cannot be chosen: orthogonal weights do not exist for every mask. (Two
+    columns that overlap in a single row are not orthogonal.) To keep the counts of a
+    given mask, pass ``jax.tree.map(lambda m: 1 - m.mean(dtype=float).item(), mask)`` as
+    ``sparsity``.
 
     Args:
       key: a JAX random key.
-      params: a tree of floating arrays; shapes, dtypes and placement are read, and the
-        values of leaves that are not prunable. The last two axes of a leaf are a
-        matrix, those before them taps: leave out grouped convolutions and stacked or
-        split layers, whose axes mean something else.
-      sparsity: fraction removed, in [0, 1), known while tracing: a number for all
-        leaves, or a tree of numbers, such as `erk` returns.
-      gain: :math:`\sigma_w`; 2**0.5 makes up for a ReLU.
-      prunable: which leaves are drawn anew; the others stay, whole.
+      params: a tree of floating arrays. Only shapes, dtypes and shardings of prunable
+        leaves are read. Their last two axes are a matrix, and the axes before those are
+        taps. Exclude grouped convolutions and layers that are stacked or split into
+        heads, whose axes mean something else.
+      sparsity: fraction of each leaf removed, in [0, 1), a Python number for all leaves
+        or a tree of numbers, such as `erk` returns.
+      gain: :math:`\sigma_w`; use 2**0.5 before a ReLU.
+      prunable: which leaves are drawn; the remaining leaves are returned unchanged,
+        with a mask of all True.
 
     Returns:
-      ``(params, mask)`` with the structure, shapes, dtypes and shardings of ``params``.
-      Half precision is drawn in float32 and rounded.
+      ``(params, mask)`` with the structure, shapes and shardings of ``params``. Half
+      precision is drawn in float32 and rounded.
 
     Raises:
-      ValueError: if a sparsity is not in [0, 1) or leaves fewer weights than the
-        shorter side is long, a leaf has fewer than two axes, the tree of sparsities
-        does not match, or nothing is prunable.
-      TypeError: if a leaf is not floating, a sparsity is traced, or ``key`` is no key.
+      ValueError: if a sparsity is not in [0, 1) or keeps fewer weights than the shorter
+        side has entries, a prunable leaf has fewer than two axes, the tree of
+        sparsities does not match ``params``, or nothing is prunable.
+      TypeError: if a leaf is not floating, a sparsity is traced, or ``key`` is not a
+        random key.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
@@ -81,7 +83,7 @@ def exact_orthogonal_init(
     References:
       Nowak et al., `Sparser, Better, Deeper, Stronger: Improving Static Sparse Training
       with Exact Orthogonal Initialization <https://arxiv.org/abs/2406.01755>`_, ICML
-      2024; the split between taps is that of the authors' code.
+      2024, and the authors' code for the split between taps.
     """
     _checks.check_key(key)
     if not _checks.is_python_number(gain) or not 0 < gain < np.inf:
@@ -117,51 +119,51 @@ def exact_orthogonal_init(
 
 
 def _central_count(leaf: Any, sparsity: float, path: str) -> int:
-    """How many weights the central tap may keep."""
+    """Returns how many weights the central tap may keep."""
     shape = jnp.shape(leaf)
     if len(shape) < 2:
         raise ValueError(
-            f"The leaf {path} of shape {shape} is no matrix: an orthogonal one needs "
-            "two axes. The default, prunable=jp.matrices, leaves it out."
+            f"The leaf {path} of shape {shape} has fewer than two axes, so it cannot "
+            "be orthogonal. The default, prunable=jp.matrices, excludes it."
         )
     size, shorter = math.prod(shape), min(shape[-2:])
     kept = size - round(sparsity * size)
     if kept < shorter:
         raise ValueError(
             f"The leaf {path} of shape {shape} keeps {kept} of {size} weights at "
-            f"sparsity {sparsity:.6g}, but to be orthogonal it needs {shorter}, one "
-            "for each entry of its shorter side. Prune it less, or leave it out with "
-            "prunable."
+            f"sparsity {sparsity:.6g}, but an orthogonal matrix needs at least "
+            f"{shorter}, the length of its shorter side. Lower the sparsity, or "
+            "exclude the leaf with prunable=."
         )
     central = int(math.sqrt(kept / size) * shape[-2] * shape[-1])
     return max(min(kept, central), shorter)
 
 
 class _Filling(NamedTuple):
-    """A matrix on its way from a permutation to its density."""
+    """The state of the rotations."""
 
     key: jax.Array
     matrix: jax.Array  # Its longer side first.
-    kept: jax.Array  # How many entries are not 0.
-    full: jax.Array  # Whether the last rotation would have kept too many.
+    kept: jax.Array  # The number of non-zero entries.
+    full: jax.Array  # Whether the last rotation would have exceeded the count.
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _drawn(key: jax.Array, shape: tuple[int, ...], count: Any) -> jax.Array:
-    """Draws a kernel whose central tap is orthogonal, of up to ``count`` entries."""
+    """Draws a kernel whose central tap is orthogonal with up to ``count`` entries."""
     *taps, rows, columns = shape
     matrix = _rotated(key, max(rows, columns), min(rows, columns), count)
     matrix = matrix if rows >= columns else matrix.T
-    # The tap that "SAME" padding puts on the output's own position.
-    centre = tuple((size - 1) // 2 for size in taps)
-    return jnp.zeros(shape, jnp.float32).at[centre].set(matrix)
+    # The tap that "SAME" padding aligns with the output position.
+    center = tuple((size - 1) // 2 for size in taps)
+    return jnp.zeros(shape, jnp.float32).at[center].set(matrix)
 
 
 def _rotated(key: jax.Array, rows: int, columns: int, count: Any) -> jax.Array:
-    r"""Rotates pairs of rows of a permutation until ``count`` entries would be passed.
+    r"""Rotates pairs of rows of a permutation up to ``count`` non-zero entries.
 
     Rows a and b become :math:`a \cos\varphi - b \sin\varphi` and
-    :math:`a \sin\varphi + b \cos\varphi`: both get the union of their supports.
+    :math:`a \sin\varphi + b \cos\varphi`, so both get the union of their supports.
     """
     key, shuffle = jax.random.split(key)
     matrix = jax.random.permutation(shuffle, jnp.eye(rows, columns))

@@ -1,4 +1,4 @@
-"""Sparse µP: initialisation and learning rates that fit any width and density."""
+"""Sparse µP: initial weights and learning rates for any width and density."""
 
 import math
 from typing import Any, NamedTuple
@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
-from jaxprune._types import Params, Prunable, Real
+from jaxprune._types import Numeric, Params, Prunable, Real
 from jaxprune.core import _checks
 from jaxprune.core._prunable import select_prunable
 from jaxprune.masks._threshold import broadcast_sparsity
@@ -19,10 +20,10 @@ class SparseMup(NamedTuple):
     """The multipliers of `sparse_mup`.
 
     Attributes:
-      init: for the standard deviation of the initial weights, a tree of Python floats;
-        of arrays where the sparsity is one.
-      learning_rate: for Adam's step, likewise.
-      output: for what the output layer gives, one number.
+      init: multiplies the initial weights; a tree of Python floats, or of arrays if the
+        sparsity is an array.
+      learning_rate: multiplies Adam's step size; a tree of the same kind.
+      output: multiplies the outputs of the last layer; a Python float.
     """
 
     init: Any
@@ -32,15 +33,15 @@ class SparseMup(NamedTuple):
 
 def sparse_mup(
     params: Params,
-    sparsity: Any,
+    sparsity: PyTree[Numeric],
     *,
     hidden: Prunable,
     width: Real = 1.0,
     base_sparsity: Real = 0.0,
 ) -> SparseMup:
-    r"""Says how to rescale a tuned network for another width and density (SµPar).
+    r"""Transfers hyperparameters to another width and density (sparse µP, SµPar).
 
-    A hyper-parameter search on a narrow, dense network finds an initial variance
+    A search on a narrow, dense base network finds an initial variance
     :math:`\sigma^2` and a learning rate :math:`\eta` for Adam. With
     :math:`m_d` = width / base width and :math:`m_\rho` = density / base density, a
     hidden leaf should have
@@ -48,32 +49,32 @@ def sparse_mup(
     .. math:: \mathrm{Var} = \frac{\sigma^2}{m_d \, m_\rho}, \qquad
        \eta_l = \frac{\eta}{m_d \, m_\rho},
 
-    so that neither its outputs nor their change in a step depend on width or density.
-    All other leaves keep :math:`\sigma` and :math:`\eta`: embeddings, biases, norms and
-    the output layer, whose outputs are divided by :math:`m_d` instead, all as in µP.
-    They are dense. The weights are to be random where the mask is (a static random mask
-    on fresh weights): a mask that looks at magnitudes changes their variance itself.
+    so that neither its outputs nor their change per step depends on width or density.
+    Embeddings, biases, norms and the output layer stay dense and keep :math:`\sigma`
+    and :math:`\eta`; the outputs of the last layer are divided by :math:`m_d`. All of
+    this is as in µP. It assumes a random mask on random weights: a mask chosen by
+    magnitude changes their variance.
 
-    Two more rules of µP and of the authors' code lie in the model: attention logits are
-    divided by the head's size, not its root, and the projections that write to a
-    residual stream of l blocks start smaller by :math:`\sqrt{2 l}`.
+    Two more rules of µP and of the authors' code belong in the model: divide attention
+    logits by the head size instead of its square root, and scale the initial
+    projections into a residual stream of l blocks by :math:`1 / \sqrt{2 l}`.
 
     Args:
       params: a tree of arrays or ``jax.ShapeDtypeStruct``; only paths, shapes and
         dtypes are read.
-      sparsity: fraction removed of every hidden leaf, in [0, 1): a number, which may
-        be traced, or a tree of numbers, such as `erk` returns.
-      hidden: which leaves are hidden weights, those whose inputs and outputs both grow
-        with the width: ``jp.by_path("layers/[12]/kernel")``. There is no default, as
-        shapes do not tell a hidden layer from the first and the last.
-      width: :math:`m_d`, the width over that of the tuned network.
-      base_sparsity: the tuned network's sparsity, in [0, 1).
+      sparsity: fraction of each hidden leaf removed, in [0, 1): a number, which may be
+        traced, or a tree of numbers, such as `erk` returns.
+      hidden: which leaves are hidden weights, whose inputs and outputs both grow with
+        the width, such as ``jp.by_path("layers/[12]/kernel")``. There is no default,
+        because shapes do not tell hidden layers from the first and the last.
+      width: :math:`m_d`, the width divided by that of the base network.
+      base_sparsity: the sparsity of the base network, in [0, 1).
 
     Returns:
-      A `SparseMup`. ``init`` is 1 or :math:`(m_d m_\rho)^{-1/2}` for every leaf:
-      multiply the initial weights by it. ``learning_rate`` is 1 or
-      :math:`(m_d m_\rho)^{-1}`: give it to `scale_leaves`. ``output`` is
-      :math:`1 / m_d`: multiply the logits by it.
+      A `SparseMup`. Multiply the initial weights by ``init``, which is
+      :math:`(m_d m_\rho)^{-1/2}` for hidden leaves and else 1. Pass ``learning_rate``,
+      which is :math:`(m_d m_\rho)^{-1}` or 1, to `scale_leaves`. Multiply the logits by
+      ``output``, which is :math:`1 / m_d`.
 
     Raises:
       ValueError: if a sparsity is not in [0, 1), its tree does not match, ``width`` is
@@ -98,10 +99,12 @@ def sparse_mup(
       Dey et al., `Sparse maximal update parameterization: A holistic approach to sparse
       training dynamics <https://arxiv.org/abs/2405.15743>`_, NeurIPS 2024, Table 1.
     """
-    _checks.check_fraction(base_sparsity, "base_sparsity", "that the base removes")
+    _checks.check_fraction(
+        base_sparsity, "base_sparsity", "of weights that the base network removes"
+    )
     if not _checks.is_python_number(width) or not 0 < width < math.inf:
         raise ValueError(
-            f"width must be a positive number, the width over the base width; got "
+            "width must be a positive number, the width divided by the base width; got "
             f"{width!r}."
         )
     base = _checks.static_sparsity(base_sparsity, "sparse_mup", "base_sparsity")
@@ -122,21 +125,21 @@ def sparse_mup(
     )
 
 
-def scale_leaves(factors: Any) -> optax.GradientTransformation:
-    r"""Scales the updates of every leaf by a factor of its own: an optax link.
+def scale_leaves(factors: PyTree[Numeric]) -> optax.GradientTransformation:
+    r"""Scales the updates of each leaf by its own factor.
 
     .. math:: u_l \mapsto c_l \, u_l
 
-    After ``optax.adam(learning_rate)`` it is a learning rate a leaf, without a
-    partition and with one optimizer state. After ``optax.adamw`` it scales the decay as
-    well, as parameter groups in PyTorch do.
+    After ``optax.adam(learning_rate)`` in a chain, this gives each leaf its own
+    learning rate, with a single optimizer state and no partition. After ``optax.adamw``
+    it also scales the weight decay, like the parameter groups of PyTorch.
 
     Args:
       factors: a tree of numbers with the structure of the parameters.
 
     Returns:
-      A stateless ``optax.GradientTransformation``; updates keep their dtypes. Inside
-      ``optax.masked`` and ``optax.partition`` it scales the leaves that it sees.
+      A stateless ``optax.GradientTransformation``. Updates keep their dtypes. Inside
+      ``optax.masked`` and ``optax.partition`` it scales the leaves that are visible.
 
     Raises:
       TypeError: if a factor is not one number.
@@ -153,8 +156,8 @@ def scale_leaves(factors: Any) -> optax.GradientTransformation:
         array = isinstance(factor, jax.Array | np.ndarray) and factor.ndim == 0
         if not (array or _checks.is_python_number(factor)):
             raise TypeError(
-                f"factors: the leaf {_checks.path_str(path)} must be one number, the "
-                f"scale of its leaf; got {_checks.described(factor)}."
+                f"factors: the leaf {_checks.path_str(path)} must be a number; got "
+                f"{_checks.described(factor)}."
             )
 
     def scaled(updates: Any, params: Any = None) -> Any:
@@ -164,7 +167,7 @@ def scale_leaves(factors: Any) -> optax.GradientTransformation:
             return jax.tree.map(lambda u, c: u * jnp.asarray(c, u.dtype), updates, seen)
         except ValueError as error:
             raise ValueError(
-                "factors must have one number for every leaf of the parameters; got "
+                "factors must have one number per leaf of the parameters; got "
                 f"{jax.tree.structure(factors)} for {jax.tree.structure(updates)}."
             ) from error
 

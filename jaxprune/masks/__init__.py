@@ -1,1 +1,1 @@
-"""Masks from scores, and what a mask keeps."""
+"""Masks from scores, and reports on masks."""

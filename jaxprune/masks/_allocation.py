@@ -1,4 +1,4 @@
-"""How much of each leaf to remove: an overall sparsity shared out over the leaves."""
+"""Allocation: the sparsity of each leaf for a given overall sparsity."""
 
 import math
 from typing import Any
@@ -13,29 +13,31 @@ from jaxprune.core._prunable import matrices, select_prunable
 
 
 def erk(params: Params, sparsity: Real, *, prunable: Prunable = matrices) -> Any:
-    r"""Shares out a sparsity so that small leaves stay denser (Erdős–Rényi kernel).
+    r"""Allocates sparsity so that small leaves stay denser (Erdős–Rényi kernel).
 
-    A leaf with dimensions :math:`d_1, \dots, d_k` (kernel dimensions included) is kept
-    with density
+    A leaf of shape :math:`(d_1, \dots, d_k)`, spatial dimensions included, gets the
+    density
 
     .. math:: \rho_l
               = \min\left(1, \varepsilon \, \frac{\sum_j d_j}{\prod_j d_j}\right),
 
-    and :math:`\varepsilon` is solved for so that the densities add up to the overall
-    one: a leaf that would pass 1 is made dense, and the others are solved for again.
+    where :math:`\varepsilon` is chosen such that the overall density is
+    ``1 - sparsity``. Leaves that would exceed density 1 are dense, and
+    :math:`\varepsilon` is solved again for the remaining ones.
 
     Args:
       params: a tree of arrays or ``jax.ShapeDtypeStruct``; only shapes are read.
       sparsity: fraction of all prunable weights removed, a Python number in [0, 1).
-      prunable: which leaves share the sparsity.
+      prunable: which leaves to prune.
 
     Returns:
-      A tree of Python floats like ``params``, for `layerwise_mask`; 0 where nothing is
-      to be removed. Rounding leaf by leaf may move the total by half a weight a leaf.
+      The sparsity of each leaf, a tree of Python floats like ``params`` for
+      `layerwise_mask`; 0 for leaves that are not prunable. Because each leaf's count is
+      rounded, the total may be off by half a weight per leaf.
 
     Raises:
       ValueError: if ``sparsity`` is not in [0, 1), or nothing is prunable.
-      TypeError: if ``sparsity`` is traced: an allocation is a decision before training.
+      TypeError: if ``sparsity`` is traced.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -49,8 +51,8 @@ def erk(params: Params, sparsity: Real, *, prunable: Prunable = matrices) -> Any
     """
     if isinstance(sparsity, Tracer):
         raise TypeError(
-            "erk takes a sparsity known while tracing, a Python number in [0, 1); got "
-            "a traced value. Compute the allocation outside jit."
+            "erk needs a sparsity that is known while tracing, a Python number in "
+            "[0, 1); got a traced value. Compute the allocation outside jit."
         )
     _checks.check_sparsity(sparsity)
     flags = select_prunable(params, prunable)

@@ -1,12 +1,13 @@
-"""Masks of whole blocks over the last two axes of a kernel."""
+"""Masks that keep or remove whole blocks of the last two axes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
-from jaxprune._types import Mask, Prunable, Scores
+from jaxprune._types import Mask, Numeric, Prunable, Scores
 from jaxprune.core import _checks
 from jaxprune.core._dtypes import precision_of, upcast_half
 from jaxprune.core._placement import shard_like
@@ -19,7 +20,7 @@ _SCOPES = {"global": global_mask, "layerwise": layerwise_mask}
 
 def block_mask(
     scores: Scores,
-    sparsity: Any,
+    sparsity: PyTree[Numeric],
     block: Sequence[int],
     *,
     scope: str = "global",
@@ -27,43 +28,42 @@ def block_mask(
     prunable: Prunable = matrices,
     prior: Mask | None = None,
 ) -> Mask:
-    r"""Keeps the best-scoring blocks of the last two axes, whole.
+    r"""Keeps the best-scoring blocks of the last two axes, for block-sparse kernels.
 
-    The pattern that block-sparse kernels run fast. A leaf of shape
-    :math:`(\dots, m, n)` is cut into blocks of :math:`b_1 \times b_2`; the block at
-    (i, j) scores
+    A leaf of shape :math:`(\dots, m, n)` is divided into blocks of
+    :math:`b_1 \times b_2`. The block at (i, j) scores
 
-    .. math:: S_{ij} = \sum_{k \in B_{ij}} s_k
+    .. math:: S_{ij} = \sum_{k \in B_{ij}} s_k,
 
-    (or the largest of them), and blocks are kept as `global_mask` and `layerwise_mask`
-    keep weights: exactly ``round(sparsity * blocks)`` go, ties from the last in leaf
-    order. A convolution's kernel (H, W, I, O) is cut along I and O, each tap by itself.
+    or the maximum in place of the sum. Blocks are then selected as `global_mask` and
+    `layerwise_mask` select weights: exactly ``round(sparsity * blocks)`` are removed,
+    and of equal blocks the last in leaf order are removed first. Each tap of a
+    convolution kernel (H, W, I, O) is divided along I and O.
 
     Args:
-      scores: a tree of floating arrays, larger = keep; NaN and infinities as in
-        `global_mask`, and a sum of inf and -inf is NaN. Half precision is summed in
+      scores: a tree of floating arrays, larger = keep. NaN and infinities count as in
+        `global_mask`; the sum of inf and -inf is NaN. Half precision is summed in
         float32.
-      sparsity: fraction of blocks removed, in [0, 1), which is that of prunable
-        weights: a number, or for ``scope="layerwise"`` also a tree of numbers, such as
-        `erk` returns.
+      sparsity: fraction of blocks removed, in [0, 1): a number, or with
+        ``scope="layerwise"`` also a tree of numbers, such as `erk` returns.
       block: the shape of a block, two whole numbers; (1, 1) prunes single weights.
-      scope: ``"global"``, one threshold for the blocks of all leaves, or
-        ``"layerwise"``, one a leaf.
-      reduce: ``"sum"`` or ``"max"``, how a block's scores become one. The mean ranks
-        blocks of one size as the sum does.
-      prunable: which leaves take part; ``jp.divisible_by(block, axis=(-2, -1))`` leaves
-        those that do not divide dense.
-      prior: a mask. What it prunes stays pruned, and adds nothing to the score of its
-        block; a block with nothing left counts
-        toward ``sparsity``, and if more are empty already, the prior is returned.
+      scope: ``"global"`` for one threshold over the blocks of all leaves, or
+        ``"layerwise"`` for one threshold per leaf.
+      reduce: ``"sum"`` or ``"max"``, how the scores of a block are combined.
+      prunable: which leaves to prune. ``jp.divisible_by(block, axis=(-2, -1))`` keeps
+        leaves dense that cannot be divided into blocks.
+      prior: a mask. Weights that it prunes stay pruned and add nothing to the score of
+        their block. Blocks that it empties count toward ``sparsity``; if it empties
+        more than that, it is returned.
 
     Returns:
-      A mask with the structure, shapes and sharding of ``scores``. A sharded axis cut
-      within its shards is not moved.
+      A mask with the structure, shapes and sharding of ``scores``. Nothing is moved
+      between devices if blocks do not cross shards.
 
     Raises:
-      ValueError: if ``block``, ``scope`` or ``reduce`` is not one of these, a prunable
-        leaf does not divide into blocks, and as `global_mask` and `layerwise_mask` do.
+      ValueError: if ``block``, ``scope`` or ``reduce`` is invalid, a prunable leaf
+        cannot be divided into blocks, or for the reasons of `global_mask` and
+        `layerwise_mask`.
       TypeError: if a leaf is not floating, or ``prior`` is not bool.
 
     Example:
@@ -75,7 +75,7 @@ def block_mask(
 
     References:
       Narang et al., `Block-Sparse Recurrent Neural Networks
-      <https://arxiv.org/abs/1711.02782>`_, 2017, which scores a block by its largest
+      <https://arxiv.org/abs/1711.02782>`_, 2017. It scores a block by its largest
       weight.
     """
     _check_options(block, scope, reduce)
@@ -92,16 +92,16 @@ def block_mask(
 
     with precision_of(scores):
         live = upcast_half(scores)
-        if prior is not None:  # What it prunes adds nothing to its block.
+        if prior is not None:  # Weights that it prunes add nothing to their block.
             nothing = 0.0 if reduce == "sum" else -jnp.inf
             live = jax.tree.map(lambda s, m: jnp.where(m, s, nothing), live, prior)
         blocks = jax.tree.map(pooled, live, chosen)
-    left = None
+    remaining = None
     if prior is not None:
-        left = jax.tree.map(
+        remaining = jax.tree.map(
             lambda m, flag: _pooled(m, block, jnp.any) if flag else m, prior, chosen
         )
-    kept = _SCOPES[scope](blocks, sparsity, prunable=chosen, prior=left)
+    kept = _SCOPES[scope](blocks, sparsity, prunable=chosen, prior=remaining)
     mask = jax.tree.map(lambda m, flag: _spread(m, block) if flag else m, kept, chosen)
     if prior is not None:
         mask = jax.tree.map(jnp.logical_and, mask, prior)
@@ -131,17 +131,17 @@ def _check_divisible(scores: Any, block: Sequence[int], flags: Sequence[bool]) -
         )
         if flag and not whole:
             raise ValueError(
-                f"The leaf {path} of shape {leaf.shape} cannot be cut into blocks of "
-                f"{tuple(block)} over its last two axes. Pass "
-                f"prunable=jp.divisible_by({tuple(block)}, axis=(-2, -1)) to leave "
-                "such leaves dense."
+                f"The leaf {path} of shape {leaf.shape} cannot be divided into blocks "
+                f"of {tuple(block)} along its last two axes. To keep such leaves "
+                f"dense, pass prunable=jp.divisible_by({tuple(block)}, axis=(-2, -1))."
             )
 
 
 def _pooled(leaf: Any, block: Sequence[int], pool: Callable[..., jax.Array]) -> Any:
     """Reduces blocks of the last two axes: (..., m, n) to (..., m / b1, n / b2).
 
-    One axis after the other: an Explicit mesh splits one sharded axis a reshape.
+    One axis at a time, because a reshape can split only one axis that is sharded on an
+    Explicit mesh.
     """
     for axis, size in zip((-2, -1), block, strict=True):
         axis = leaf.ndim + axis
@@ -152,7 +152,7 @@ def _pooled(leaf: Any, block: Sequence[int], pool: Callable[..., jax.Array]) -> 
 
 
 def _spread(mask: jax.Array, block: Sequence[int]) -> jax.Array:
-    """Gives every entry of a block the block's."""
+    """Repeats the entry of each block over the block."""
     for axis, size in zip((-2, -1), block, strict=True):
         axis = mask.ndim + axis
         *lead, length = mask.shape[: axis + 1]

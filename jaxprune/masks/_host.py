@@ -1,6 +1,6 @@
-"""Masks of values that one CPU device holds, in NumPy.
+"""Masks in NumPy, for concrete values on one CPU device.
 
-Nothing has to be compiled, so the first mask takes no longer than the second.
+Nothing is compiled, so the first mask takes no longer than the second.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from jaxprune.masks import _keys
 
 
 def can_rank(leaves: Any, keep: Wide, eligible: Any) -> bool:
-    """Tells whether a selection can be made here."""
+    """Returns whether a selection can be made on the host."""
     return _checks.on_host((leaves, keep, eligible))
 
 

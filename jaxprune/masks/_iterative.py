@@ -1,12 +1,21 @@
-"""Masks found in rounds: score, prune a little, score again."""
+"""Masks built in rounds: score, prune a part, score again."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxprune import measures
-from jaxprune._types import LossFn, Mask, Params, Prunable, ScoreFn
+from jaxprune._types import (
+    AxisName,
+    LossFn,
+    Mask,
+    Numeric,
+    Params,
+    Prunable,
+    ScoreFn,
+)
 from jaxprune.core import _checks, _uint64
 from jaxprune.core._dtypes import precision_of
 from jaxprune.core._prunable import matrices, select_prunable
@@ -20,32 +29,33 @@ def iterative_mask(
     score_fn: ScoreFn,
     params: Params,
     *batch: Any,
-    sparsity: Any,
+    sparsity: Numeric,
     rounds: int,
     prunable: Prunable = matrices,
 ) -> Mask:
-    r"""Prunes in rounds of scoring the masked network and removing inside the mask.
+    r"""Prunes in rounds, each of which scores the network that the last one left.
 
-    Round r = 1, ..., n scores ``apply_mask(params, mask)`` and prunes to
+    Round r = 1, ..., n scores ``apply_mask(params, mask)`` and removes further weights,
+    up to the fraction
 
     .. math:: s_r = 1 - (1 - s)^{r / n}
 
-    of all prunable weights, exactly. The parameters never change, and every round sees
+    of all prunable weights, exactly. The parameters do not change, and every round uses
     the same batch. All rounds are one compiled loop.
 
     Args:
       score_fn: ``score_fn(params, *batch) -> scores``, larger = keep: `synflow` in 100
         rounds, `snip` for iterative SNIP, or your own.
       params: the weights.
-      *batch: handed to ``score_fn`` in every round.
-      sparsity: fraction of prunable weights removed in the end, in [0, 1). It may be
-        traced: under ``jit`` one program then prunes to any, with the counts of all
-        rounds but the last in float32.
+      *batch: passed to ``score_fn`` in every round.
+      sparsity: fraction of prunable weights removed after the last round, in [0, 1). It
+        may be traced, so that one compiled program serves all sparsities; the schedule
+        of the earlier rounds is then computed in float32.
       rounds: how often to score, at least 1.
-      prunable: which leaves take part.
+      prunable: which leaves to prune; the remaining leaves are kept whole.
 
     Returns:
-      A mask like ``params``.
+      A mask with the structure, shapes and sharding of ``params``.
 
     Raises:
       ValueError: if ``sparsity`` or ``rounds`` is out of range, nothing is prunable,
@@ -76,41 +86,40 @@ def force_mask(
     loss_fn: LossFn,
     params: Params,
     *batch: Any,
-    sparsity: Any,
+    sparsity: Numeric,
     rounds: int,
     measure: measures.Measure = measures.loss_preservation,
     prunable: Prunable = matrices,
-    axis_name: Any = None,
+    axis_name: AxisName | None = None,
 ) -> Mask:
-    r"""Prunes in rounds in which removed weights may come back (FORCE).
+    r"""Prunes in rounds in which removed weights can return (FORCE).
 
-    Round r takes the gradient at the masked network and measures it with the dense
-    weights,
+    Round r scores the dense weights with the gradient of the masked network,
 
     .. math:: s_i = |\theta_i \, \partial L(\theta \odot m) / \partial \theta_i|,
 
-    then keeps the best of all weights, not only of those kept before, at the sparsity
+    and keeps the best of all weights, including those removed before, at the sparsity
     :math:`1 - (1 - s)^{r / n}`. All rounds are one compiled loop.
 
     Args:
       loss_fn: ``loss_fn(params, *batch) -> loss``, a scalar averaged over the batch.
       params: the weights.
-      *batch: handed to ``loss_fn`` in every round.
-      sparsity: fraction of prunable weights removed in the end, in [0, 1). It may be
-        traced: under ``jit`` one program then prunes to any, with the counts of all
-        rounds but the last in float32.
+      *batch: passed to ``loss_fn`` in every round.
+      sparsity: fraction of prunable weights removed after the last round, in [0, 1). It
+        may be traced, so that one compiled program serves all sparsities; the schedule
+        of the earlier rounds is then computed in float32.
       rounds: how often to score, at least 1.
-      measure: a measure of a `Flow`, from `jaxprune.measures` or your own.
-      prunable: which leaves take part.
+      measure: a function of a `Flow`, from `jaxprune.measures` or your own.
+      prunable: which leaves to prune; the remaining leaves are kept whole.
       axis_name: inside ``pmap`` or ``shard_map``, the axis to average g and Hg over.
 
     Returns:
-      A mask like ``params``.
+      A mask with the structure, shapes and sharding of ``params``.
 
     Raises:
       ValueError: if ``sparsity`` or ``rounds`` is out of range, nothing is prunable,
         or, outside ``jit``, a score in any round is NaN.
-      TypeError: if a leaf or the loss is not a floating scalar, or ``rounds`` is
+      TypeError: if a leaf is not floating, the loss is not a scalar, or ``rounds`` is
         traced.
 
     Example:
@@ -142,13 +151,17 @@ def force_mask(
 
 
 def _in_rounds(
-    scored: Any, params: Params, sparsity: Any, rounds: int, prunable: Prunable
+    scored: Callable[[Mask], Any],
+    params: Params,
+    sparsity: Numeric,
+    rounds: int,
+    prunable: Prunable,
 ) -> Mask:
-    """Scans over rounds; ``scored(mask)`` gives the scores and the prior to stay in."""
+    """Scans over rounds; ``scored(mask)`` returns the scores and a prior or None."""
     if not _checks.is_python_number(rounds):
         raise TypeError(
-            "rounds must be a Python number, the length of a compiled loop; got "
-            f"{type(rounds).__name__}."
+            "rounds must be a Python int, because it is the length of a compiled loop; "
+            f"got {type(rounds).__name__}."
         )
     _checks.check_floating(params, "params")
     flags = select_prunable(params, prunable)
@@ -172,22 +185,23 @@ def _in_rounds(
             ok & ~jnp.any(jnp.stack(nans)),
         ), None
 
-    # Made of the leaves, so that inside shard_map it varies over the axes that they do.
+    # Derived from the leaves, so that it varies over the same axes in shard_map.
     ok = jnp.all(jnp.stack([jnp.ones_like(p, bool, shape=()) for p in leaves]))
     start = (jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), params), ok)
-    # The whole loop in the scores' precision: batched and compiled in there, too.
+    # The loop is traced, batched and compiled in the precision of the scores.
     with precision_of(jax.eval_shape(lambda mask: checked(mask)[0], start[0])):
         (mask, ok), _ = jax.lax.scan(round_, start, jax.tree.map(jnp.asarray, counts))
     if _checks.is_concrete(ok) and not ok:
         raise ValueError(
-            "scores became NaN in one of the rounds. For synflow on a deep net pass "
-            "dtype=jnp.float64; else look for a loss that overflows or divides by zero."
+            "The scores contain NaN in one of the rounds. For synflow of a deep "
+            "network pass dtype=jnp.float64. Otherwise look for a loss that overflows "
+            "or divides by zero."
         )
     return mask
 
 
-def _keep_counts(sparsity: Any, rounds: int, size: int) -> Wide:
-    """How many of ``size`` weights each round keeps, the last one exactly."""
+def _keep_counts(sparsity: Numeric, rounds: int, size: int) -> Wide:
+    """Returns how many of ``size`` weights each round keeps."""
     schedule = exponential_schedule(sparsity, rounds)
     if _checks.is_python_number(sparsity):
         removed = [*map(schedule, range(1, rounds)), sparsity]
@@ -197,7 +211,7 @@ def _keep_counts(sparsity: Any, rounds: int, size: int) -> Wide:
 
 
 def _order_of(measure: measures.Measure, params: Params) -> int:
-    """Whether a measure makes do with a flow of order 1: found by asking it."""
+    """Returns the order of flow that a measure needs, found by abstract evaluation."""
     shapes = jax.eval_shape(lambda p: p, params)
     try:
         jax.eval_shape(measure, Flow(shapes, shapes, None, shapes))

@@ -1,7 +1,7 @@
-"""Floats as unsigned integers of the same order: a threshold is found bit by bit.
+"""Order-preserving unsigned integers for floats, so a threshold is found bit by bit.
 
-Key 0 marks an entry that does not take part, key 1 a NaN. Every number ranks above
-both, -inf first, and -0.0 has the key of 0.0.
+Key 0 marks an entry that is not eligible and key 1 a NaN. All numbers have larger keys,
+from -inf on, and -0.0 has the key of 0.0.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ ABSENT, NAN = 0, 1
 
 
 def common_dtype(leaves: Any) -> Any:
-    """The float that holds every leaf's values exactly, of at least 16 bits."""
+    """Returns the float dtype, of 16 bits or more, that holds all leaves exactly."""
     dtypes = {np.dtype(leaf.dtype) for leaf in leaves}
     if np.dtype(np.float64) in dtypes:
         return np.dtype(np.float64)
@@ -23,7 +23,7 @@ def common_dtype(leaves: Any) -> Any:
 
 
 def bits_of(dtype: Any) -> int:
-    """The number of bits of a float dtype, and so of its keys."""
+    """Returns the number of bits of a float dtype, and so of its keys."""
     return int(jnp.finfo(dtype).bits)
 
 
@@ -35,14 +35,14 @@ def to_keys(values: jax.Array, eligible: jax.Array | None) -> jax.Array:
 
 
 def to_host_keys(values: np.ndarray, eligible: np.ndarray | None) -> np.ndarray:
-    """`to_keys` of a NumPy array, without a compilation."""
+    """`to_keys` for NumPy arrays, which compiles nothing."""
     signed = np.ascontiguousarray(values).view(f"int{_bits(values)}")
     keys = _ordered(np, signed, values.dtype)
     return keys if eligible is None else np.where(eligible, keys, keys.dtype.type(0))
 
 
 def _ordered(numpy: Any, signed: Any, dtype: Any) -> Any:
-    r"""Two's complement in place of sign and magnitude, then the sign bit flipped."""
+    """Converts sign and magnitude to two's complement, then flips the sign bit."""
     bits = bits_of(dtype)
     integer, unsigned = signed.dtype.type, np.dtype(f"uint{bits}").type
     infinity = int(np.asarray(np.inf, dtype).view(f"int{bits}"))

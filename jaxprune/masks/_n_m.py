@@ -1,7 +1,5 @@
 """N:M sparsity: the best n of every m weights along an axis."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -14,7 +12,7 @@ from jaxprune.masks._threshold import assemble, check_scores, prunable_leaves
 
 def n_m_mask(
     scores: Scores,
-    n: Any,
+    n: int | jax.Array,
     m: int,
     *,
     axis: int = -2,
@@ -22,16 +20,16 @@ def n_m_mask(
 ) -> Mask:
     """Keeps the ``n`` best of every ``m`` consecutive weights along an axis.
 
-    The pattern that sparse tensor cores read (2:4). Ties go to the lower index; NaN
-    ranks below -inf.
+    2:4 is the pattern of sparse tensor cores. Of equal scores the first in the group
+    are kept; NaN ranks below -inf.
 
     Args:
       scores: a tree of floating arrays, larger = keep.
-      n: weights kept in every group, in [0, m]; it may be traced.
-      m: the size of a group, at least 1.
-      axis: the axis cut into groups; -2 is the reduction axis of Flax kernels.
-      prunable: which leaves take part; `divisible_by` leaves those that do not divide
-        dense.
+      n: weights kept in each group, in [0, m]; it may be traced.
+      m: weights in a group, at least 1.
+      axis: the axis that is divided into groups; -2 is the input axis of Flax kernels.
+      prunable: which leaves to prune; the remaining leaves are kept whole. Use
+        `divisible_by` to keep leaves dense whose axis is not a multiple of ``m``.
 
     Returns:
       A mask with the structure, shapes and sharding of ``scores``.
@@ -39,7 +37,8 @@ def n_m_mask(
     Raises:
       ValueError: if ``n > m``, a prunable leaf's axis is not a multiple of ``m``,
         nothing is prunable, or, outside ``jit``, a score is NaN.
-      TypeError: if a leaf is not floating, ``m`` is traced, or ``axis`` no integer.
+      TypeError: if a leaf is not floating, ``m`` is traced, or ``axis`` is not an
+        integer.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -55,27 +54,31 @@ def n_m_mask(
         if flag and axis not in range(-leaf.ndim, leaf.ndim):
             raise ValueError(
                 f"The leaf {path} of shape {leaf.shape} has no axis {axis!r}. For the "
-                "inputs of a Flax kernel pass axis=-2."
+                "input axis of a Flax kernel pass axis=-2."
             )
         if flag and leaf.shape[axis] % m:
             raise ValueError(
                 f"The leaf {path} of shape {leaf.shape} has {leaf.shape[axis]} entries "
-                f"along axis {axis}, not a multiple of m={m}. Pass "
-                f"prunable=jp.divisible_by({m}) to leave such leaves dense."
+                f"along axis {axis}, not a multiple of m={m}. To keep such leaves "
+                f"dense, pass prunable=jp.divisible_by({m})."
             )
     chosen, _ = prunable_leaves(scores, flags, None)
     return assemble(scores, flags, [best_of_groups(x, n, m, axis) for x in chosen])
 
 
 @jax.jit(static_argnums=(2, 3))
-def best_of_groups(scores: jax.Array, n: Any, m: int, axis: int) -> jax.Array:
+def best_of_groups(
+    scores: jax.Array, n: int | jax.Array, m: int, axis: int
+) -> jax.Array:
     """Marks the ``n`` largest of every ``m`` consecutive entries along an axis."""
     with precision_of(scores):
         return _best_by_rank(scores, n, m, axis % scores.ndim)
 
 
-def _best_by_rank(scores: jax.Array, n: Any, m: int, axis: int) -> jax.Array:
-    """Ranks each weight in its group by comparing it with the m - 1 others."""
+def _best_by_rank(
+    scores: jax.Array, n: int | jax.Array, m: int, axis: int
+) -> jax.Array:
+    """Ranks each weight in its group by comparing it with all m weights."""
     shape = (
         *scores.shape[:axis],
         scores.shape[axis] // m,

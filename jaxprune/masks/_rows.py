@@ -1,4 +1,4 @@
-"""Masks that compare scores within each output of a layer only."""
+"""Masks that compare scores only within each output of a layer."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,27 +23,28 @@ def row_mask(
     axis: int | Sequence[int] | Mapping[str, Sequence[int]] = -2,
     prunable: Prunable = matrices,
 ) -> Mask:
-    """Keeps the best-scoring weights of every output: as many in each.
+    """Keeps the best-scoring weights of each output, the same number in each.
 
-    Of the n weights of one output exactly ``round(sparsity * n)`` are removed. Ties go
-    to the lower index; NaN ranks below -inf.
+    Of the n weights of an output exactly ``round(sparsity * n)`` are removed. Of equal
+    scores the first are kept; NaN ranks below -inf.
 
     Args:
       scores: a tree of floating arrays, larger = keep.
-      sparsity: fraction of every row removed, in [0, 1), a Python number.
-      axis: the axes that number the inputs of an output, together one row: an axis or
-        several for all leaves, or a mapping from paths to axes, as `input_axes`
-        returns. -2 is the input axis of Flax's dense kernels.
-      prunable: which leaves take part; the others are kept whole.
+      sparsity: fraction of each row removed, in [0, 1), a Python number.
+      axis: the input axes, which together form the row of an output: an axis or several
+        for all leaves, or a mapping from paths to axes, as `input_axes` returns. -2 is
+        the input axis of Flax's dense kernels.
+      prunable: which leaves to prune; the remaining leaves are kept whole.
 
     Returns:
       A mask with the structure, shapes and sharding of ``scores``. On an Explicit mesh
-      a leaf is gathered while its turn lasts.
+      sharded leaves are gathered, one at a time.
 
     Raises:
-      ValueError: if ``sparsity`` is not in [0, 1) or not known while tracing, a leaf
-        lacks an axis, nothing is prunable, or, outside ``jit``, a score is NaN.
-      TypeError: if a leaf is not floating, or an axis no integer.
+      ValueError: if ``sparsity`` is not in [0, 1), a leaf lacks an axis, nothing is
+        prunable, or, outside ``jit``, a score is NaN.
+      TypeError: if a leaf is not floating, ``sparsity`` is traced, or an axis is not an
+        integer.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -70,14 +71,14 @@ def row_mask(
             continue
         axes = _axes(axis, path, leaf)
         order = [*(i for i in range(leaf.ndim) if i not in axes), *axes]
-        whole, laid = replicate(leaf)
+        whole, restore = replicate(leaf)
         moved = jnp.transpose(whole, order)
         size = math.prod(leaf.shape[i] for i in axes)
         keep = size - round(sparsity * size)
         mask = _best_of_rows(moved.reshape(-1, size), _uint64.wide(keep))
         mask = mask.reshape(moved.shape)
         back = [order.index(i) for i in range(leaf.ndim)]
-        masks.append(shard_like(laid(jnp.transpose(mask, back)), leaf))
+        masks.append(shard_like(restore(jnp.transpose(mask, back)), leaf))
     return jax.tree.unflatten(structure, masks)
 
 
@@ -96,8 +97,8 @@ def _axes(axis: Any, path: str, leaf: Any) -> tuple[int, ...]:
     if isinstance(axis, Mapping):
         if path not in axis:
             raise ValueError(
-                f"axis has no entry for the leaf {path}; it names {list(axis)[:5]}. "
-                "Leave the leaf out with prunable=jp.by_path(pattern)."
+                f"axis has no entry for the leaf {path}; it has {list(axis)[:5]}. Add "
+                "the leaf, or exclude it with prunable=jp.by_path(pattern)."
             )
         axis = axis[path]
     several = isinstance(axis, Sequence) and not isinstance(axis, str)
@@ -105,7 +106,7 @@ def _axes(axis: Any, path: str, leaf: Any) -> tuple[int, ...]:
     known = range(-leaf.ndim, leaf.ndim)
     if not axes or not all(a in known for a in axes):
         raise ValueError(
-            f"The leaf {path} of shape {leaf.shape} does not have the axes {(*axes,)}: "
-            f"axis numbers one or more, from {known[0]} to {known[-1]}."
+            f"The leaf {path} of shape {leaf.shape} does not have the axes {(*axes,)}. "
+            f"Pass one or more axes from {known[0]} to {known[-1]}."
         )
     return tuple(sorted({a % leaf.ndim for a in axes}))

@@ -1,31 +1,31 @@
-"""Sparsity schedules that optax lacks: functions of a round to a sparsity.
+"""Sparsity schedules that optax lacks: functions from a round to a sparsity.
 
-For the cubic of Zhu & Gupta use ``optax.polynomial_schedule(0.0, sparsity, power=3,
-transition_steps=...)``.
+For the cubic schedule of Zhu & Gupta use ``optax.polynomial_schedule(0.0, sparsity,
+power=3, transition_steps=...)``.
 """
 
-from typing import Any
+from collections.abc import Callable
 
-from jaxprune._types import Real
+from jaxprune._types import Numeric, Real
 from jaxprune.core import _checks
 
 
-def hyperbolic_schedule(sparsity: Real, rounds: int) -> Any:
-    r"""Removes an even share of the whole, counted from what remains, in every round.
+def hyperbolic_schedule(sparsity: Real, rounds: int) -> Callable[[Numeric], Numeric]:
+    r"""Removes much in early rounds and little in late ones.
 
     With target p and n rounds, the fraction removed after round r is
 
-    .. math:: s_r = 1 - \frac{1 - p}{1 - p + p \, r / n},
+    .. math:: s_r = 1 - \frac{1 - p}{1 - p + p \, r / n}.
 
-    the product of the published code's :math:`p_r = p / (r p + n (1 - p))` of the
-    current weights in each round: much is removed early, little late.
+    It follows from the published code, which removes the fraction
+    :math:`p / (r p + n (1 - p))` of the remaining weights in round r.
 
     Args:
-      sparsity: the fraction removed after the last round, in [0, 1).
+      sparsity: fraction of prunable weights removed after the last round, in [0, 1).
       rounds: the number of rounds, at least 1.
 
     Returns:
-      A schedule ``round -> sparsity`` for rounds 0 to ``rounds``, Python or traced.
+      A schedule ``round -> sparsity`` for rounds 0 to ``rounds``, which may be traced.
 
     Raises:
       ValueError: if ``sparsity`` is not in [0, 1) or ``rounds`` is less than 1.
@@ -38,32 +38,34 @@ def hyperbolic_schedule(sparsity: Real, rounds: int) -> Any:
 
     References:
       Lubana & Dick, `A Gradient Flow Framework for Analyzing Network Pruning
-      <https://arxiv.org/abs/2009.11839>`_, ICLR 2021; the formula is that of the
-      authors' code.
+      <https://arxiv.org/abs/2009.11839>`_, ICLR 2021, and the authors' code.
     """
     _checks.check_sparsity(sparsity)
     _checks.check_count(rounds, "rounds", "rounds")
 
-    def schedule(round_: Any) -> Any:
+    def schedule(round_: Numeric) -> Numeric:
         kept = 1.0 - sparsity
         return 1.0 - kept / (kept + sparsity * round_ / rounds)
 
     return schedule
 
 
-def exponential_schedule(sparsity: Any, rounds: int) -> Any:
-    r"""Keeps the same share of what remains in every round.
+def exponential_schedule(
+    sparsity: Numeric, rounds: int
+) -> Callable[[Numeric], Numeric]:
+    r"""Removes the same fraction of the remaining weights in every round.
 
     With target p and n rounds, the fraction removed after round r is
 
     .. math:: s_r = 1 - (1 - p)^{r / n}.
 
     Args:
-      sparsity: the fraction removed after the last round, in [0, 1); it may be traced.
+      sparsity: fraction of prunable weights removed after the last round, in [0, 1); it
+        may be traced.
       rounds: the number of rounds, at least 1.
 
     Returns:
-      A schedule ``round -> sparsity`` for rounds 0 to ``rounds``, Python or traced.
+      A schedule ``round -> sparsity`` for rounds 0 to ``rounds``, which may be traced.
 
     Raises:
       ValueError: if ``sparsity`` is not in [0, 1) or ``rounds`` is less than 1.
@@ -81,7 +83,7 @@ def exponential_schedule(sparsity: Any, rounds: int) -> Any:
     _checks.check_sparsity(sparsity)
     _checks.check_count(rounds, "rounds", "rounds")
 
-    def schedule(round_: Any) -> Any:
+    def schedule(round_: Numeric) -> Numeric:
         return 1.0 - (1.0 - sparsity) ** (round_ / rounds)
 
     return schedule

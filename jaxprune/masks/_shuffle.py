@@ -1,9 +1,9 @@
-"""Is it the mask that matters? What a pruning method must beat."""
+"""Shuffled masks: the sanity check for pruning methods."""
 
 import jax
 import jax.numpy as jnp
 
-from jaxprune._types import Mask
+from jaxprune._types import Key, Mask
 from jaxprune.core import _checks
 from jaxprune.core._placement import shard_like
 from jaxprune.masks import _counting
@@ -11,30 +11,28 @@ from jaxprune.masks._threshold import best_of_each
 from jaxprune.scores._from_loss import random
 
 
-def shuffle_mask(key: jax.Array, mask: Mask) -> Mask:
-    r"""Shuffles a mask within each leaf: as many weights stay, others.
+def shuffle_mask(key: Key, mask: Mask) -> Mask:
+    r"""Shuffles a mask within each leaf, which keeps the leaf's count.
 
-    What a method finds beyond each layer's sparsity is lost, so where accuracy is not,
-    the method found a sparsity per layer and no weights. With
-    :math:`\|m_l\|_0` the number kept of leaf l, it draws a mask that keeps
-    :math:`\|m_l\|_0` weights at random, each set of that many as likely as any other:
-    what a random permutation makes of the old one, without a sort. A leaf that is all
-    True, as those that may not be pruned are, stays so.
+    This is the standard sanity check of a pruning method. If accuracy survives the
+    shuffling, the method found sparsities of layers but no particular weights. If leaf
+    l keeps :math:`\|m_l\|_0` weights, the new mask keeps :math:`\|m_l\|_0` weights
+    chosen uniformly at random, as after a random permutation, but without a sort. A
+    leaf that is all True stays so.
 
-    The other checks of the paper need no function: fresh weights are those of another
-    key at init, and ``jax.tree.map(jnp.negative, scores)`` keeps the worst.
+    The other two checks of the paper need no function: initialize with another key for
+    fresh weights, and pass ``jax.tree.map(jnp.negative, scores)`` to keep the worst.
 
     Args:
       key: a JAX random key.
       mask: a tree of bool, ``True`` = kept.
 
     Returns:
-      A mask with the structure, shapes and sharding of ``mask``, and its count in every
-      leaf.
+      A mask with the structure, shapes, sharding and counts of ``mask``.
 
     Raises:
       ValueError: if the mask has no entries.
-      TypeError: if the mask is not bool.
+      TypeError: if the mask is not bool, or ``key`` is not a random key.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
@@ -57,7 +55,7 @@ def shuffle_mask(key: jax.Array, mask: Mask) -> Mask:
             "mask has no leaves, or only empty ones. Pass the mask that a mask builder "
             "returned."
         )
-    # Not the noise that a random mask of the same key was made from.
+    # A random mask that was drawn with the same key must not come out again.
     noise = random(jax.random.fold_in(key, 1))([m.astype(jnp.float32) for m in filled])
     drawn = iter(best_of_each(noise, _counting.count_true(filled), None))
     return structure.unflatten(

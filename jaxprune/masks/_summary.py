@@ -1,5 +1,6 @@
-"""How much a mask removes: one number for a log, or a table for a reader."""
+"""Reports on a mask: its sparsity as one number, or a table of all leaves."""
 
+import html
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -7,34 +8,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._types import Prunable
-from jaxprune.core import _checks, _uint64
+from jaxprune._types import Mask, Params, Prunable
+from jaxprune.core import _checks, _tables, _uint64
 from jaxprune.core._prunable import matrices, select_prunable
 from jaxprune.masks import _counting
 
 _HEADER = ("path", "shape", "prunable", "kept", "size", "sparsity")
+_WORDS = 3  # The columns of _HEADER before the numbers.
 
 
-def sparsity(mask: Any, params: Any = None, *, prunable: Prunable = matrices) -> Any:
+def sparsity(
+    mask: Mask, params: Params | None = None, *, prunable: Prunable = matrices
+) -> jax.Array:
     r"""Measures the fraction of weights that a mask removes.
 
     With :math:`|m|` the number of weights and :math:`\|m\|_0` the number kept,
 
     .. math:: s = (|m| - \|m\|_0) \, / \, |m| .
 
-    Without ``params`` the sums run over all leaves; with ``params`` over the leaves
-    that may be pruned, which is the sparsity that `jaxprune.global_mask` is asked for.
-    The counts are exact up to :math:`2^{44}` weights; only the quotient is rounded, to
-    one unit in the last place. It runs under ``jit``: a train step may log it from the
-    mask in the optimizer state.
+    Without ``params``, all leaves count. With ``params``, the prunable leaves count, as
+    in the argument ``sparsity`` of `jaxprune.global_mask`. Counts are exact up to
+    :math:`2^{44}` weights, and the quotient is within one unit in the last place. It
+    works under ``jit``, so a training step can log the sparsity of the mask in its
+    optimizer state.
 
     Args:
       mask: a tree of bool, True = kept.
-      params: the parameters, or their ``jax.ShapeDtypeStruct``; read by ``prunable``.
-      prunable: which leaves of ``params`` count; unused without ``params``.
+      params: the parameters, or their ``jax.ShapeDtypeStruct``, for ``prunable``.
+      prunable: which leaves of ``params`` count; ignored without ``params``.
 
     Returns:
-      A float32 scalar array in [0, 1]: exactly 0 if all is kept, 1 if nothing is.
+      A float32 scalar array in [0, 1]: exactly 0 if all weights are kept, and 1 if none
+      are.
 
     Raises:
       TypeError: if a leaf of ``mask`` is not bool.
@@ -56,37 +61,38 @@ def sparsity(mask: Any, params: Any = None, *, prunable: Prunable = matrices) ->
     leaves = [jnp.asarray(m) for m in leaves if np.size(m)]
     if not leaves:
         raise ValueError(
-            "sparsity has no weights to count: the mask has no leaves, or only empty "
-            "ones. Pass the mask that a mask builder returned."
+            "The mask has no weights to count: it has no leaves, or only empty ones. "
+            "Pass a mask that a function such as jp.global_mask returned."
         )
     kept = _uint64.sum_of(_counting.count_true(leaves))
     size = sum(leaf.size for leaf in leaves)
     removed = _uint64.to_float(_uint64.subtract(_uint64.wide(size), kept))
-    # XLA divides by a constant as it multiplies by the inverse: 41 / 41 is not 1.
+    # XLA multiplies by the reciprocal of a constant, so 41 / 41 is not exactly 1.
     nothing = (kept.high | kept.low) == 0
     return jnp.where(nothing, jnp.float32(1), removed / jnp.float32(size))
 
 
-def summary(params: Any, mask: Any, *, prunable: Prunable = matrices) -> "Summary":
-    """Counts, leaf by leaf, what a mask keeps, and warns of layers that it cuts off.
+def summary(params: Params, mask: Mask, *, prunable: Prunable = matrices) -> "Summary":
+    """Counts the kept weights of each leaf, and warns of layers that are cut off.
 
-    Printed, it is a table; read as data, a tuple of exact Python numbers. It warns of a
-    leaf without a kept weight (layer collapse), and of dead units: entries of the last
-    axis of a prunable leaf of rank two or more whose incoming weights are all pruned.
+    The result prints as a table, and holds exact Python numbers. It warns of leaves
+    that keep no weight (layer collapse) and of dead units: entries of the last axis of
+    a prunable leaf of rank two or more whose incoming weights are all pruned. It also
+    warns if no prunable weight is removed, for example because a training run was
+    shorter than the period ``every`` of `gradual`.
 
     Args:
       params: any pytree of arrays, or their ``jax.ShapeDtypeStruct``.
       mask: a concrete tree of bool with the structure and shapes of ``params``, True =
         kept.
-      prunable: which leaves may be pruned; it decides which of them enter the first of
-        the two totals.
+      prunable: which leaves may be pruned; the first of the two totals counts these.
 
     Returns:
-      A `Summary`.
+      A `Summary`. In a notebook it is shown as an HTML table.
 
     Raises:
-      TypeError: if a leaf of ``mask`` is not bool, or its values are not at hand
-        (inside ``jit``, say).
+      TypeError: if a leaf of ``mask`` is not bool, or has no concrete values, as inside
+        ``jit``.
       ValueError: if ``mask`` and ``params`` differ in structure or shapes, or if
         nothing is prunable.
 
@@ -122,11 +128,15 @@ def summary(params: Any, mask: Any, *, prunable: Prunable = matrices) -> "Summar
         total = _total([(kept, int(np.size(leaf)))])
         dead_units = dead if flag and np.ndim(leaf) >= 2 else 0
         rows.append(Row(path, tuple(np.shape(leaf)), flag, *total, dead_units))
+    prunable_total = _total([(row.kept, row.size) for row in rows if row.prunable])
+    warnings = [warning for row in rows for warning in _warnings(row)]
+    if prunable_total.kept == prunable_total.size:
+        warnings.append("no prunable weight is removed.")
     return Summary(
         rows=tuple(rows),
-        prunable=_total([(row.kept, row.size) for row in rows if row.prunable]),
+        prunable=prunable_total,
         total=_total([(row.kept, row.size) for row in rows]),
-        warnings=tuple(w for row in rows for w in _warnings(row)),
+        warnings=tuple(warnings),
     )
 
 
@@ -134,14 +144,14 @@ class Row(NamedTuple):
     """One leaf of a `Summary`.
 
     Attributes:
-      path: where the leaf is, as ``layers/0/kernel``.
-      shape: its shape.
-      prunable: whether it may be pruned.
-      kept: how many of its weights are kept.
-      size: how many weights it has.
-      sparsity: the fraction removed, 0.0 if it has none.
-      dead_units: how many entries of the last axis have all incoming weights pruned; 0
-        for leaves that may not be pruned or have rank 0 or 1.
+      path: the path of the leaf, such as ``layers/0/kernel``.
+      shape: the shape of the leaf.
+      prunable: whether the leaf may be pruned.
+      kept: the number of weights kept.
+      size: the number of weights.
+      sparsity: the fraction of weights removed; 0.0 for an empty leaf.
+      dead_units: the number of entries of the last axis whose incoming weights are all
+        pruned; 0 for leaves that may not be pruned or have rank 0 or 1.
     """
 
     path: str
@@ -154,7 +164,7 @@ class Row(NamedTuple):
 
 
 class Total(NamedTuple):
-    """Counts over several leaves: kept, size, and the fraction removed."""
+    """Counts over several leaves: weights kept, all weights, the fraction removed."""
 
     kept: int
     size: int
@@ -162,13 +172,14 @@ class Total(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What a mask keeps: ``print`` it for a table, or read it as data.
+    """The kept weights of every leaf, which print as a table; see `summary`.
 
     Attributes:
       rows: a `Row` for every leaf, in leaf order.
       prunable: the `Total` over the prunable leaves.
       total: the `Total` over all leaves.
-      warnings: a sentence for every emptied leaf and every leaf with dead units.
+      warnings: a sentence for every leaf that is emptied or has dead units, and if no
+        prunable weight is removed.
     """
 
     rows: tuple[Row, ...]
@@ -176,20 +187,30 @@ class Summary(NamedTuple):
     total: Total
     warnings: tuple[str, ...]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Writes the table, the totals and the warnings."""
+        lines = _tables.as_text(self._lines(), words=_WORDS)
+        rule = "-" * max(map(len, lines))
+        table = [lines[0], rule, *lines[1:-2], rule, *lines[-2:]]
+        return "\n".join(table + [f"Warning: {warning}" for warning in self.warnings])
+
+    def _repr_html_(self) -> str:
+        """Writes the same as HTML, for notebooks."""
+        table = _tables.as_html(self._lines(), words=_WORDS, totals=2)
+        warnings = [f"<p>Warning: {html.escape(w)}</p>" for w in self.warnings]
+        return "".join([table, *warnings])
+
+    def _lines(self) -> list[tuple[str, ...]]:
         body = [
             (row.path, str(row.shape), "yes" if row.prunable else "no", *_numbers(row))
             for row in self.rows
         ]
-        foot = [
+        return [
+            _HEADER,
+            *body,
             ("prunable", "", "", *_numbers(self.prunable)),
             ("all", "", "", *_numbers(self.total)),
         ]
-        lines = _aligned([_HEADER, *body, *foot])
-        rule = "-" * max(map(len, lines))
-        table = [lines[0], rule, *lines[1:-2], rule, *lines[-2:]]
-        return "\n".join(table + [f"Warning: {warning}" for warning in self.warnings])
 
 
 def kept_counts(mask: Any) -> list[int]:
@@ -202,14 +223,14 @@ def kept_counts(mask: Any) -> list[int]:
 
 
 def check_concrete(mask: Any, function: str) -> None:
-    """Raises unless the values of every leaf of a mask are at hand."""
+    """Raises unless every leaf of a mask is concrete."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(mask):
         if not _checks.is_concrete(leaf):
             raise TypeError(
-                f"{function} counts the kept weights, so it needs the mask's values, "
-                f"but the leaf {_checks.path_str(path)} is a {type(leaf).__name__} "
-                f"without values. Call {function} on arrays, outside jit and its kin; "
-                "inside, jp.sparsity(mask, params) gives the fraction removed."
+                f"{function} counts the kept weights, so it needs concrete masks, but "
+                f"the leaf {_checks.path_str(path)} is a {type(leaf).__name__} without "
+                f"values. Call {function} outside jit and other transformations. "
+                "Inside, jp.sparsity(mask, params) returns the fraction removed."
             )
 
 
@@ -248,15 +269,3 @@ def _warnings(row: Row) -> list[str]:
 
 def _numbers(row: Row | Total) -> tuple[str, str, str]:
     return f"{row.kept:,}", f"{row.size:,}", f"{row.sparsity:.4f}"
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Pads the cells of each column to one width: words left, numbers right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if i < 3 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]

@@ -1,12 +1,13 @@
-"""Masks from scores: one threshold for all leaves, one a leaf, or N of every M."""
+"""Masks from scores, with one threshold for all leaves or one per leaf."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
-from jaxprune._types import Mask, Params, Prunable, Scores
+from jaxprune._types import Mask, Numeric, Params, Prunable, Scores
 from jaxprune.core import _checks, _uint64
 from jaxprune.core._placement import all_true, shard_like
 from jaxprune.core._prunable import matrices, select_prunable
@@ -16,32 +17,31 @@ from jaxprune.masks import _counting, _host, _selection
 
 def global_mask(
     scores: Scores,
-    sparsity: Any,
+    sparsity: Numeric,
     *,
     prunable: Prunable = matrices,
     prior: Mask | None = None,
     min_keep: int = 0,
 ) -> Mask:
-    """Keeps the best-scoring weights of the whole tree, by one threshold for all.
+    """Keeps the best-scoring weights of the whole tree, with one threshold for all.
 
-    Of the N prunable weights exactly ``round(sparsity * N)`` are removed, those of
-    least score. Equal scores are removed from the last in leaf order, so the count is
-    exact with any ties. Nothing is sorted. Sharded scores stay where they are, and so
-    does the mask. Leaves that one device holds, of up to four million scores each, are
-    packed into one array first: a copy that takes as much memory as they do.
+    Of the N prunable weights exactly ``round(sparsity * N)`` are removed, those with
+    the smallest scores. Of equal scores the last in leaf order are removed first, so
+    the count is exact despite ties. Nothing is sorted, and sharded scores are not moved
+    between devices. Unsharded leaves of up to four million scores are first copied into
+    one array, which needs as much memory as they do.
 
     Args:
-      scores: a tree of floating arrays, larger = keep. NaN ranks below -inf; ``inf``
-        always keeps and ``-inf`` removes first.
-      sparsity: fraction of prunable weights removed, in [0, 1). A Python number counts
-        as float64 (``round``, half to even). A traced one counts as the real number
-        that the float32 is; outside [0, 1] it counts as the nearer end, as no error can
-        be raised while it is traced.
-      prunable: which leaves take part; the others are kept whole.
-      prior: a mask. What it prunes stays pruned and counts toward ``sparsity``; if it
-        prunes more already, it is returned.
-      min_keep: weights kept in every prunable leaf, its best first, against layer
-        collapse. The total stays exact.
+      scores: a tree of floating arrays, larger = keep. A weight that scores ``inf`` is
+        always kept and one that scores ``-inf`` is removed first; NaN ranks below -inf.
+      sparsity: fraction of prunable weights removed, in [0, 1). The count is rounded
+        half to even: in float64 for a Python number, and exactly for a traced float32.
+        A traced value is clipped to [0, 1], because it cannot raise an error.
+      prunable: which leaves to prune; the remaining leaves are kept whole.
+      prior: a mask. Weights that it prunes stay pruned and count toward ``sparsity``.
+        If it prunes more than that, it is returned.
+      min_keep: the number of weights, the best ones, that each prunable leaf keeps at
+        least, to prevent layer collapse. The total stays exact.
 
     Returns:
       A mask with the structure, shapes and sharding of ``scores``.
@@ -68,9 +68,9 @@ def global_mask(
     floor = sum(min(min_keep, leaf.size) for leaf in chosen)
     if _checks.is_python_number(sparsity) and floor > _uint64.to_int(keep):
         raise ValueError(
-            f"min_keep={min_keep} asks for {floor} weights over {len(chosen)} prunable "
-            f"leaves, but sparsity={sparsity} keeps only {_uint64.to_int(keep)} of "
-            f"{size}. Lower one of them."
+            f"min_keep={min_keep} keeps at least {floor} weights in {len(chosen)} "
+            f"prunable leaves, but sparsity={sparsity} keeps only "
+            f"{_uint64.to_int(keep)} of {size}. Lower one of the two."
         )
     return assemble(
         scores, flags, _best_of_all(chosen, keep, eligible, min_keep), prior
@@ -79,23 +79,23 @@ def global_mask(
 
 def layerwise_mask(
     scores: Scores,
-    sparsity: Any,
+    sparsity: PyTree[Numeric],
     *,
     prunable: Prunable = matrices,
     prior: Mask | None = None,
 ) -> Mask:
-    """Keeps the best-scoring weights of each leaf, by one threshold a leaf.
+    """Keeps the best-scoring weights of each leaf, with one threshold per leaf.
 
-    Of a prunable leaf of n weights exactly ``round(sparsity * n)`` are removed; ties
-    and NaN are treated as in `global_mask`, leaf by leaf.
+    Of a prunable leaf of n weights exactly ``round(sparsity * n)`` are removed. Ties,
+    NaN and infinities count as in `global_mask`.
 
     Args:
       scores: a tree of floating arrays, larger = keep.
-      sparsity: fraction removed, in [0, 1): a number for all leaves (uniform), or a
-        tree of numbers with the structure of ``scores``, such as `erk` returns. The
-        numbers of leaves that are not prunable are not read.
-      prunable: which leaves take part; the others are kept whole.
-      prior: a mask. What it prunes stays pruned and counts toward the sparsity.
+      sparsity: fraction of each leaf removed, in [0, 1): a number for all leaves
+        (uniform), or a tree of numbers with the structure of ``scores``, such as `erk`
+        returns. Numbers of leaves that are not prunable are ignored.
+      prunable: which leaves to prune; the remaining leaves are kept whole.
+      prior: a mask. Weights that it prunes stay pruned and count toward the sparsity.
 
     Returns:
       A mask with the structure, shapes and sharding of ``scores``.
@@ -127,7 +127,7 @@ def apply_mask(params: Params, mask: Mask) -> Params:
 
     .. math:: \theta_i \mapsto \theta_i \text{ where } m_i, \text{ else } 0.
 
-    A choice, not a product: a pruned NaN or infinity becomes 0 as well.
+    The values are selected, not multiplied, so a pruned NaN or infinity becomes 0 too.
 
     Args:
       params: any pytree of arrays.
@@ -137,7 +137,7 @@ def apply_mask(params: Params, mask: Mask) -> Params:
       A tree like ``params``, with its dtypes and shardings.
 
     Raises:
-      ValueError: if the mask does not match ``params``, or keeps nothing anywhere.
+      ValueError: if the mask does not match ``params``, or keeps no weight at all.
       TypeError: if the mask is not bool.
 
     Example:
@@ -155,7 +155,7 @@ def apply_mask(params: Params, mask: Mask) -> Params:
 def keep_at_most(
     scores: Scores, keep: Wide, flags: Sequence[bool], prior: Mask
 ) -> Mask:
-    """`global_mask` for a count that is at hand already, static or traced."""
+    """`global_mask` with a number of weights to keep, static or traced."""
     chosen, eligible = prunable_leaves(scores, flags, prior)
     return assemble(scores, flags, _best_of_all(chosen, keep, eligible, 0), prior)
 
@@ -178,22 +178,24 @@ def prunable_leaves(
     return chosen(scores), None if prior is None else chosen(prior)
 
 
-def keep_count(sparsity: Any, size: int) -> Wide:
-    """How many of ``size`` weights a sparsity keeps, a Python number or traced."""
+def keep_count(sparsity: Numeric, size: int) -> Wide:
+    """Returns how many of ``size`` weights a sparsity keeps, which may be traced."""
     if _checks.is_python_number(sparsity):
         return _uint64.wide(size - round(float(sparsity) * size))
     return _uint64.subtract(_uint64.wide(size), _uint64.scaled(sparsity, size))
 
 
-def broadcast_sparsity(sparsity: Any, scores: Any, flags: Sequence[bool]) -> list[Any]:
-    """One sparsity for each prunable leaf, checked."""
+def broadcast_sparsity(
+    sparsity: PyTree[Numeric], scores: Params, flags: Sequence[bool]
+) -> list[Any]:
+    """Lists the checked sparsity of each prunable leaf."""
     structure = jax.tree.structure(scores)
     values = [sparsity] * structure.num_leaves
     if jax.tree.structure(sparsity) != jax.tree.structure(0.0):
         if jax.tree.structure(sparsity) != structure:
             raise ValueError(
-                "sparsity must be one number, or a tree of numbers with the structure "
-                f"of scores, {structure}; got {jax.tree.structure(sparsity)}."
+                "sparsity must be a number, or a tree of numbers with the structure of "
+                f"scores, {structure}; got {jax.tree.structure(sparsity)}."
             )
         values = jax.tree.leaves(sparsity)
     pairs = zip(_checks.leaf_paths(scores), values, flags, strict=True)
@@ -206,9 +208,9 @@ def broadcast_sparsity(sparsity: Any, scores: Any, flags: Sequence[bool]) -> lis
 def best_of_each(
     leaves: list[jax.Array], keep: Wide, eligible: list[jax.Array] | None
 ) -> list[jax.Array]:
-    """Marks the largest entries of each leaf, up to the leaf's count.
+    """Marks the largest entries of each leaf, as many as its count.
 
-    Values on one CPU device are ranked by NumPy: nothing has to be compiled.
+    Concrete values on one CPU device are ranked in NumPy, which compiles nothing.
     """
     if _host.can_rank(leaves, keep, eligible):
         return _host.best_of_each(leaves, keep, eligible)
@@ -251,7 +253,7 @@ def _best_of_all(
 def assemble(
     scores: Any, flags: Sequence[bool], masks: Sequence[jax.Array], prior: Any = None
 ) -> Any:
-    """Puts the masks of the prunable leaves into a tree; the rest stays as it was."""
+    """Builds the mask of a tree from the masks of its prunable leaves."""
     remaining = iter(masks)
     leaves, structure = jax.tree.flatten(scores)
     kept = [None] * len(leaves) if prior is None else jax.tree.leaves(prior)

@@ -1,1 +1,1 @@
-"""Scores: how much each weight matters."""
+"""Scores: the importance of each weight."""

@@ -1,11 +1,10 @@
 """DRIVE's score, built from a loss."""
 
-from typing import Any
-
 from jaxprune import measures
-from jaxprune._types import LossFn, Prunable, Real, ScoreFn, Scores
+from jaxprune._types import AxisName, LossFn, Prunable, Real, ScoreFn, Scores
 from jaxprune.core._prunable import matrices
 from jaxprune.scores._drive_terms import check_drive
+from jaxprune.scores._flow import Flow
 from jaxprune.scores._from_loss import from_measure
 
 
@@ -16,32 +15,34 @@ def drive(
     normalize: str = "sum",
     combine: str = "sum",
     prunable: Prunable = matrices,
-    axis_name: Any = None,
+    axis_name: AxisName | None = None,
 ) -> ScoreFn:
-    r"""Builds the DRIVE score: size, sensitivity and distance from convergence.
+    r"""Builds the DRIVE score: magnitude, sensitivity and distance from convergence.
 
     .. math:: s_i = \alpha \frac{|\theta_i|}{Z_1} + \beta \frac{|\theta_i g_i|}{Z_2}
                   + \gamma \frac{|g_i|}{Z_3}.
 
-    Meant for networks trained for a few epochs, and for rounds: `iterative_mask`
-    removes along the exponential schedule, and each Z is then over what is left. That
-    :math:`|\theta|`, SNIP's :math:`|\theta g|` and :math:`|g|` enter is what summaries
-    of the paper tell; how they are weighed, normalised and combined is our reading, and
-    so an argument. See `measures.drive`.
+    It is meant for networks that were trained for a few epochs, and for pruning in
+    rounds with `iterative_mask`, where each Z counts the remaining weights only.
+
+    We could read the paper's abstract and summaries of it, which name the three terms
+    :math:`|\theta|`, :math:`|\theta g|` (SNIP) and :math:`|g|`. How they are weighted,
+    normalized and combined is our choice, and therefore an argument. See
+    `measures.drive`.
 
     Args:
       loss_fn: ``loss_fn(params, *batch) -> loss``, a scalar averaged over the batch.
-      weights: :math:`(\alpha, \beta, \gamma)`, not negative; 0 leaves a term out.
-      normalize: what a term is divided by, over the prunable weights that are not 0:
-        its "sum" or "mean", or "none" for 1; or "rank" for the share of them on which
-        it is no larger.
+      weights: :math:`(\alpha, \beta, \gamma)`, non-negative; 0 leaves a term out.
+      normalize: "sum" or "mean" divides a term by its sum or mean over the prunable
+        weights that are not 0, "none" leaves it unchanged, and "rank" replaces it by
+        the fraction of those weights for which it is no larger.
       combine: "sum" or "product" of the terms.
-      prunable: which leaves the normalisation counts.
+      prunable: which leaves the normalization counts.
       axis_name: inside ``pmap`` or ``shard_map``, the axis to average gradients over.
 
     Returns:
-      A score function ``score(params, *batch)``: non-negative scores like ``params``,
-      float32 or wider.
+      A score function ``score(params, *batch)``. Its scores are non-negative, like
+      ``params``, float32 or wider.
 
     Raises:
       ValueError: if ``weights`` are negative or all 0, or ``normalize`` or ``combine``
@@ -60,7 +61,7 @@ def drive(
     """
     check_drive(weights, normalize, combine)
 
-    def measure(flow: Any) -> Scores:
+    def measure(flow: Flow) -> Scores:
         return measures.drive(
             flow,
             weights=weights,

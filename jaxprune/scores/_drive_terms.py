@@ -1,4 +1,4 @@
-"""DRIVE's terms: what they may be asked to be, and how they get to one scale."""
+"""The options of DRIVE, and the normalization of its terms."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -12,23 +12,23 @@ from jaxprune._types import Real
 
 
 def check_drive(weights: tuple[Real, Real, Real], normalize: str, combine: str) -> None:
-    """Raises unless `drive` knows what it is asked for."""
+    """Raises unless the options of `drive` are valid."""
     three = np.shape(weights) == (3,)
     if not three or not all(w >= 0 for w in weights) or not any(weights):
         raise ValueError(
-            "weights are three numbers, those of |θ|, |θ g| and |g|, not negative and "
-            f"not all 0; got {weights}."
+            "weights must be three non-negative numbers, not all 0, for |θ|, |θ g| and "
+            f"|g|; got {weights}."
         )
     if normalize not in ("sum", "mean", "rank", "none"):
         raise ValueError(
-            f"normalize is 'sum', 'mean', 'rank' or 'none'; got {normalize!r}. Each "
-            "term of DRIVE is divided by that, over the prunable weights that are not "
-            "0, or replaced by its rank among them."
+            f"normalize must be 'sum', 'mean', 'rank' or 'none'; got {normalize!r}. "
+            "Each term of DRIVE is divided by its sum or mean over the prunable "
+            "weights that are not 0, or replaced by its rank among them."
         )
     if combine not in ("sum", "product"):
         raise ValueError(
-            f"combine is 'sum' or 'product'; got {combine!r}. It puts the terms of "
-            "DRIVE together."
+            f"combine must be 'sum' or 'product', how DRIVE combines its terms; got "
+            f"{combine!r}."
         )
 
 
@@ -36,9 +36,9 @@ def normalized(tree: Any, counted: Sequence[jax.Array | None], how: str) -> Any:
     """Divides a term by its sum or mean, or replaces it by its ranks.
 
     Args:
-      tree: the term, weight by weight, not negative.
-      counted: for each leaf which of its weights count, None if none does.
-      how: what `drive` calls ``normalize``.
+      tree: the term, a tree of non-negative arrays.
+      counted: for each leaf a bool array of the weights that count, or None for none.
+      how: the argument ``normalize`` of `drive`.
     """
     leaves, structure = jax.tree.flatten(tree)
     rows = [(x, c) for x, c in zip(leaves, counted, strict=True) if c is not None]
@@ -57,7 +57,7 @@ def normalized(tree: Any, counted: Sequence[jax.Array | None], how: str) -> Any:
 def _ranking(
     rows: list[tuple[jax.Array, jax.Array]],
 ) -> Callable[[jax.Array], jax.Array]:
-    """The distribution function of a term over (values, which of them take part)."""
+    """Builds the distribution function of a term from (values, which of them count)."""
     dtype = jnp.result_type(*[x for x, _ in rows])
     values = [jnp.where(s, x, jnp.inf).astype(dtype).ravel() for x, s in rows]
     ordered = jnp.sort(jnp.concatenate(values))
@@ -67,7 +67,7 @@ def _ranking(
         below = jnp.searchsorted(ordered, x.astype(dtype).ravel(), side="right")
         share = jnp.minimum(below, size).astype(x.dtype)
         share = share / jnp.maximum(size, 1).astype(x.dtype)
-        # Hang the share on the leaf, or it would not lie where the leaf lies.
+        # Make the share depend on the leaf, so that it inherits the leaf's sharding.
         return jnp.where(x == x, share.reshape(x.shape), x)
 
     return rank

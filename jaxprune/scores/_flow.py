@@ -1,4 +1,4 @@
-"""The gradient flow of a loss: the quantities that every criterion is made of."""
+"""The gradient flow of a loss: θ, g and Hg, from which all measures are computed."""
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune._types import LossFn, Params
+from jaxprune._types import AxisName, LossFn, Params
 from jaxprune.core import _checks
 from jaxprune.core._dtypes import upcast_half
 
 
 class Flow(NamedTuple):
-    r"""What a pass over the data says of each weight, float32 or wider.
+    r"""The weights, gradient and Hessian-gradient product of a loss, float32 or wider.
 
     Attributes:
       params: the weights :math:`\theta`.
@@ -31,17 +31,17 @@ class Flow(NamedTuple):
 
 
 def gradient_flow(
-    loss_fn: LossFn, *, order: int = 2, axis_name: Any = None
+    loss_fn: LossFn, *, order: int = 2, axis_name: AxisName | None = None
 ) -> Callable[..., Flow]:
     r"""Builds the function that evaluates a loss's gradient flow on one batch.
 
-    :math:`Hg` comes from ``jax.jvp`` over ``jax.grad``, forward over reverse, along
-    the gradient of the same batch. Every measure in `jaxprune.measures` is elementwise
-    in the result, so one call serves them all.
+    :math:`Hg` is the derivative of the gradient along the gradient of the same batch,
+    computed forward over reverse (``jax.linearize`` of ``jax.grad``). All measures in
+    `jaxprune.measures` are functions of the result, so they share one pass.
 
     Args:
       loss_fn: ``loss_fn(params, *batch) -> loss``, a scalar, the mean over the batch.
-      order: 1 for the gradient alone, 2 for :math:`Hg` too, at two to three times the
+      order: 1 for the gradient alone; 2 to add :math:`Hg`, at two to three times the
         cost.
       axis_name: inside ``pmap`` or ``shard_map``, the axis (or axes) to average over:
         :math:`g` before it is squared or used as the tangent, and :math:`Hg`.
@@ -92,27 +92,28 @@ def mean_flow(
     .. math:: g = \sum_b w_b g_b, \quad Hg = \sum_b w_b H_b g, \quad
               \text{squared} = \sum_b w_b g_b^2,
 
-    with :math:`w_b` the share of batch b in all examples. :math:`Hg` is taken along the
-    mean gradient, so order 2 reads the batches twice. The squares are those of the
-    minibatch gradients, not of single examples. Memory does not depend on the number of
-    batches, and a batch shape is compiled once.
+    where :math:`w_b` is the share of batch b in all examples. :math:`Hg` is taken along
+    the mean gradient, so order 2 reads the batches twice. The gradients that are
+    squared are those of minibatches, not of single examples. Memory does not depend on
+    the number of batches, and each batch shape is compiled once.
 
     Args:
       loss_fn: ``loss_fn(params, batch) -> loss``, a scalar, the mean over the batch.
-        The compiled step is kept for as long as this function object lives.
+        The compiled step is cached for as long as this function object lives.
       params: the weights.
-      batches: an iterable of batches, each a pytree handed whole to ``loss_fn``. A
-        batch's weight is the length of the leading axis of its first leaf (1 for a
-        scalar). At order 2 it is read twice and must give the same batches again.
-      order: 1 for the gradients alone, 2 for :math:`Hg` too.
+      batches: an iterable of batches, each a pytree that is passed whole to
+        ``loss_fn``. A batch's weight is the length of the leading axis of its first
+        leaf (1 for a scalar). Order 2 iterates twice, so both iterations must yield the
+        same batches.
+      order: 1 for the gradients alone; 2 to add :math:`Hg`.
 
     Returns:
       A `Flow` like that of `gradient_flow`.
 
     Raises:
-      ValueError: if there are no batches, ``order`` is not 1 or 2, an iterator that can
-        be read only once is given at order 2, or the second reading differs in its
-        number of batches or examples.
+      ValueError: if there are no batches, ``order`` is not 1 or 2, ``batches`` is an
+        iterator at order 2, or the second iteration yields another number of batches or
+        examples.
       TypeError: if the loss is not a scalar, or a leaf of ``params`` is not floating.
 
     Example:
@@ -147,19 +148,19 @@ def mean_flow(
         )
         if seen != seen_again:
             raise ValueError(
-                f"mean_flow read {seen[0]} batches of {seen[1]} examples, and the "
-                f"second time {seen_again[0]} of {seen_again[1]}. The batches must be "
-                "the same at every reading."
+                f"mean_flow read {seen[0]} batches with {seen[1]} examples, and the "
+                f"second time {seen_again[0]} with {seen_again[1]}. Both iterations "
+                "over batches must yield the same."
             )
     return Flow(upcast_half(params), gradient, hessian_gradient, squared)
 
 
 def check_flow(flow: Any) -> Flow:
-    """Returns the flow, or says where one comes from."""
+    """Returns the flow; raises if it is not a `Flow`."""
     if not isinstance(flow, Flow):
         raise TypeError(
-            "flow must be a jp.Flow, such as jp.gradient_flow(loss_fn)(params, *batch) "
-            f"or jp.mean_flow(...) returns; got {_checks.described(flow)}."
+            "flow must be a jp.Flow, as jp.gradient_flow(loss_fn)(params, *batch) or "
+            f"jp.mean_flow(...) returns; got {_checks.described(flow)}."
         )
     return flow
 
@@ -170,22 +171,21 @@ def _check_loss(loss_fn: Any) -> None:
 
 def _check_order(order: int) -> None:
     if order not in (1, 2):
-        raise ValueError(f"order is 1 (g) or 2 (g and Hg); got {order!r}.")
+        raise ValueError(f"order must be 1 (g) or 2 (g and Hg); got {order!r}.")
 
 
 def gradient_fn(
-    loss_fn: LossFn, batch: tuple[Any, ...], axis_name: Any
+    loss_fn: LossFn, batch: tuple[Any, ...], axis_name: AxisName | None
 ) -> Callable[[Params], Params]:
-    """The gradient at params, in their dtype, averaged over ``axis_name`` if given."""
+    """Builds the gradient function, averaged over ``axis_name`` if there is one."""
 
     def scalar_loss(params: Params) -> jax.Array:
         loss = loss_fn(params, *batch)
         if jax.tree.structure(loss) != jax.tree.structure(0.0):
             raise TypeError(
                 f"loss_fn must return one scalar; it returned "
-                f"{_checks.described(loss)}. Drop "
-                "an auxiliary output: lambda params, *batch: "
-                "loss_fn(params, *batch)[0]."
+                f"{_checks.described(loss)}. Drop an auxiliary output with "
+                "lambda params, *batch: loss_fn(params, *batch)[0]."
             )
         floating = jnp.issubdtype(jnp.result_type(loss), jnp.floating)
         if jnp.shape(loss) != () or not floating:
@@ -204,11 +204,11 @@ def gradient_fn(
     return gradient
 
 
-def _varying(leaf: jax.Array, axis_name: Any) -> jax.Array:
-    """Marks a replicated leaf as one copy a device, so that its gradient is local.
+def _varying(leaf: jax.Array, axis_name: AxisName | None) -> jax.Array:
+    """Marks a replicated leaf as varying over devices, so that its gradient is local.
 
-    Without the mark the transpose of ``shard_map`` sums gradients over the devices, and
-    the mean after it would count every example as often as there are devices.
+    Otherwise the transpose of ``shard_map`` sums the gradients over the devices, and
+    the mean that follows would be too large by the number of devices.
     """
     names = axis_name if isinstance(axis_name, tuple | list) else (axis_name,)
     varying = jax.typeof(leaf).manual_axis_type.varying
@@ -223,7 +223,7 @@ def _zeros_like(params: Params) -> Any:
 def _accumulated(
     step: Callable[..., Any], total: Any, fixed: tuple[Any, ...], batches: Iterable[Any]
 ) -> tuple[Any, tuple[int, int]]:
-    """Weighs ``step`` over the batches; returns the mean and what was seen."""
+    """Averages ``step`` over batches; returns the mean and (batches, examples)."""
     number, examples = 0, 0
     for batch in batches:
         leaves = jax.tree.leaves(batch)
@@ -239,12 +239,12 @@ _STEPS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 def _steps(loss_fn: LossFn) -> tuple[Any, Any]:
-    """The two compiled accumulations of a loss, kept for as long as the loss lives."""
+    """Returns the two compiled steps of a loss, cached while the loss is alive."""
     try:
         if loss_fn not in _STEPS:
             _STEPS[loss_fn] = _make_steps(weakref.ref(loss_fn))
         return _STEPS[loss_fn]
-    except TypeError:  # Not hashable, or takes no weak references.
+    except TypeError:  # Not hashable, or without support for weak references.
         return _make_steps(lambda: loss_fn)
 
 

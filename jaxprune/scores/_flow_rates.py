@@ -1,4 +1,4 @@
-"""How norms and loss change along the gradient flow."""
+"""Rates of change of norms and loss along the gradient flow."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,14 +10,14 @@ from jaxprune.scores._flow import Flow, check_flow
 
 
 class Rate(NamedTuple):
-    """A rate of change: each leaf's share, and their sum."""
+    """A rate of change: the contribution of each leaf, and their sum."""
 
     leaves: Any
     total: jax.Array
 
 
 class FlowRates(NamedTuple):
-    r"""How norms and loss change along :math:`d\theta/dt = -g`, from `flow_rates`.
+    r"""Rates of change along :math:`d\theta/dt = -g`, as returned by `flow_rates`.
 
     Attributes:
       squared_norm: :math:`d|\theta|^2/dt = -2\,\theta^T g`.
@@ -34,7 +34,7 @@ class FlowRates(NamedTuple):
 
 
 def flow_rates(flow: Flow) -> FlowRates:
-    r"""Evaluates how norms and loss change along the gradient flow.
+    r"""Computes how fast norms and loss change along the gradient flow.
 
     .. math::
 
@@ -43,14 +43,15 @@ def flow_rates(flow: Flow) -> FlowRates:
         \frac{dL}{dt} = -|g|^2, \quad
         \frac{d|g|^2}{dt} = -2 g^T H g.
 
-    Each is a sum over weights, so each leaf has its share. For weights that batch
-    normalisation makes scale-free the first is 0 (in train mode).
+    Each is a sum over weights, so each leaf contributes a part. The first is 0 for
+    weights whose scale a batch normalization in train mode removes.
 
     Args:
       flow: from `gradient_flow` or `mean_flow`.
 
     Returns:
-      Per leaf and in total; the two that need :math:`Hg` are None at order 1.
+      A `FlowRates` of float32 scalars or wider, per leaf and in total. The two rates
+      that need :math:`Hg` are None at order 1.
 
     Raises:
       TypeError: if ``flow`` is not a `jaxprune.Flow`.

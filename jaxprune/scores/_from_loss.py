@@ -1,4 +1,4 @@
-"""Score functions ``score(params, *batch)``, built from a loss as a gradient is."""
+"""Score functions ``score(params, *batch)``, built from a loss like ``jax.grad``."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from jax.core import Tracer
 from jax.sharding import AxisType
 
 from jaxprune import measures
-from jaxprune._types import LossFn, Params, ScoreFn, Scores
+from jaxprune._types import AxisName, Key, LossFn, Params, ScoreFn, Scores
 from jaxprune.core import _checks
 from jaxprune.core._cut import entries
 from jaxprune.core._dtypes import upcast_half
@@ -17,11 +17,11 @@ from jaxprune.scores._flow import gradient_flow
 
 
 def magnitude(params: Params, *_: Any) -> Scores:
-    r"""Scores each weight by its size, :math:`s_i = |\theta_i|`.
+    r"""Scores each weight by its magnitude, :math:`s_i = |\theta_i|`.
 
     Args:
       params: any pytree of floating arrays.
-      *_: ignored, so that it stands wherever a score that needs data does.
+      *_: ignored, so that it can replace a score function that needs data.
 
     Returns:
       Non-negative scores like ``params``, float32 or wider.
@@ -42,15 +42,15 @@ def magnitude(params: Params, *_: Any) -> Scores:
     return jax.tree.map(jnp.abs, upcast_half(params))
 
 
-def random(key: jax.Array) -> ScoreFn:
-    r"""Builds a score that is uniform noise, :math:`s_i \sim U[0, 1)`: the baseline.
+def random(key: Key) -> ScoreFn:
+    r"""Builds a score of uniform noise, :math:`s_i \sim U[0, 1)`: the baseline.
 
     Args:
       key: a JAX random key. The same key gives the same scores.
 
     Returns:
-      A score function ``score(params, *_)``: scores in [0, 1) like ``params``, float32
-      or wider.
+      A score function ``score(params, *_)``. Its scores are in [0, 1), like ``params``,
+      float32 or wider.
 
     Raises:
       TypeError: when called, if a leaf is not floating.
@@ -74,22 +74,23 @@ def random(key: jax.Array) -> ScoreFn:
     return score
 
 
-def snip(loss_fn: LossFn, *, axis_name: Any = None) -> ScoreFn:
+def snip(loss_fn: LossFn, *, axis_name: AxisName | None = None) -> ScoreFn:
     r"""Builds the SNIP score: how much removing a weight changes the loss.
 
-    With weights :math:`\theta` and loss :math:`L`, to first order
+    With weights :math:`\theta` and loss :math:`L`, weight i scores
 
     .. math:: s_i = \left| \theta_i \, \partial L / \partial \theta_i \right|,
 
-    in units of the loss. The paper divides by :math:`\sum_i s_i`; we do not, as it
-    never changes the ranking. Lubana & Dick call it loss preservation.
+    the change to first order, in units of the loss. The paper divides by
+    :math:`\sum_i s_i`; we do not, as it does not change the ranking. Lubana & Dick call
+    this score loss preservation.
 
     Args:
       loss_fn: ``loss_fn(params, *batch) -> loss``, a scalar averaged over the batch.
       axis_name: inside ``pmap`` or ``shard_map``, the axis to average gradients over.
 
     Returns:
-      A score function ``score(params, *batch)``. Non-negative scores with the
+      A score function ``score(params, *batch)``. Its scores are non-negative, with the
       structure, shapes and shardings of ``params``, float32 or wider.
 
     Raises:
@@ -112,20 +113,21 @@ def snip(loss_fn: LossFn, *, axis_name: Any = None) -> ScoreFn:
     return from_measure(measures.loss_preservation, loss_fn, 1, axis_name)
 
 
-def biased_loss(loss_fn: LossFn, *, axis_name: Any = None) -> ScoreFn:
-    r"""Builds loss preservation biased to large weights.
+def biased_loss(loss_fn: LossFn, *, axis_name: AxisName | None = None) -> ScoreFn:
+    r"""Builds the score of loss preservation, weighted by magnitude.
 
     .. math:: s_i = |\theta_i| \, |\theta_i g_i| = \theta_i^2 \, |g_i|.
 
-    `measures.biased_loss` also measures the distance from initialisation.
+    It favors large weights. `measures.biased_loss` can use the distance from the
+    initial weights instead of the magnitude.
 
     Args:
       loss_fn: ``loss_fn(params, *batch) -> loss``, a scalar averaged over the batch.
       axis_name: inside ``pmap`` or ``shard_map``, the axis to average gradients over.
 
     Returns:
-      A score function ``score(params, *batch)``: non-negative scores like ``params``,
-      float32 or wider.
+      A score function ``score(params, *batch)``. Its scores are non-negative, like
+      ``params``, float32 or wider.
 
     Raises:
       TypeError: when called, if the loss is not a scalar or a leaf is not floating.
@@ -143,23 +145,23 @@ def biased_loss(loss_fn: LossFn, *, axis_name: Any = None) -> ScoreFn:
     return from_measure(measures.biased_loss, loss_fn, 1, axis_name)
 
 
-def grasp(loss_fn: LossFn, *, axis_name: Any = None) -> ScoreFn:
-    r"""Builds the GraSP score: the gradient norm that a weight carries. Signed.
+def grasp(loss_fn: LossFn, *, axis_name: AxisName | None = None) -> ScoreFn:
+    r"""Builds the GraSP score: how much a weight adds to the gradient norm. Signed.
 
     .. math:: s_i = \theta_i \, (H g)_i.
 
     Removing weight i changes :math:`|g|^2` by about :math:`-2 s_i`, so removing the
     smallest scores raises the gradient norm most. The paper's score is the negative of
-    this, and removes its largest; its temperature (200 in the code) belongs in the
-    loss.
+    this one, and it removes the largest. A temperature (200 in the authors' code)
+    belongs in the loss.
 
     Args:
       loss_fn: ``loss_fn(params, *batch) -> loss``, a scalar averaged over the batch.
       axis_name: inside ``pmap`` or ``shard_map``, the axis to average g and Hg over.
 
     Returns:
-      A score function ``score(params, *batch)``: signed scores like ``params``, float32
-      or wider.
+      A score function ``score(params, *batch)``. Its scores are signed, like
+      ``params``, float32 or wider.
 
     Raises:
       TypeError: when called, if the loss is not a scalar or a leaf is not floating.
@@ -177,21 +179,23 @@ def grasp(loss_fn: LossFn, *, axis_name: Any = None) -> ScoreFn:
     return from_measure(measures.grasp, loss_fn, 2, axis_name)
 
 
-def gradient_preservation(loss_fn: LossFn, *, axis_name: Any = None) -> ScoreFn:
-    r"""Builds the score of how much removing a weight changes the gradient norm.
+def gradient_preservation(
+    loss_fn: LossFn, *, axis_name: AxisName | None = None
+) -> ScoreFn:
+    r"""Builds the score of gradient preservation: the change of the gradient norm.
 
-    .. math:: s_i = \left| \theta_i \, (H g)_i \right|,
+    .. math:: s_i = \left| \theta_i \, (H g)_i \right|
 
-    half the first-order change of :math:`|g|^2`. Unlike GraSP it keeps the norm,
-    instead of raising it.
+    is half the change of :math:`|g|^2` to first order if weight i is removed. GraSP
+    raises the gradient norm; this score preserves it.
 
     Args:
       loss_fn: ``loss_fn(params, *batch) -> loss``, a scalar averaged over the batch.
       axis_name: inside ``pmap`` or ``shard_map``, the axis to average g and Hg over.
 
     Returns:
-      A score function ``score(params, *batch)``: non-negative scores like ``params``,
-      float32 or wider.
+      A score function ``score(params, *batch)``. Its scores are non-negative, like
+      ``params``, float32 or wider.
 
     Raises:
       TypeError: when called, if the loss is not a scalar or a leaf is not floating.
@@ -209,13 +213,14 @@ def gradient_preservation(loss_fn: LossFn, *, axis_name: Any = None) -> ScoreFn:
     return from_measure(measures.gradient_preservation, loss_fn, 2, axis_name)
 
 
-def fisher(loss_fn: LossFn, *, axis_name: Any = None) -> ScoreFn:
-    r"""Builds the Fisher score: the loss that a removal costs near a minimum.
+def fisher(loss_fn: LossFn, *, axis_name: AxisName | None = None) -> ScoreFn:
+    r"""Builds the Fisher score: how much removing a weight costs near a minimum.
 
-    .. math:: s_i = \theta_i^2 \, g_i^2,
+    .. math:: s_i = \theta_i^2 \, g_i^2
 
-    with the gradient of the whole batch squared, not the mean over single examples; for
-    a mean over minibatches take `measures.fisher` of a `mean_flow`.
+    squares the gradient of the whole batch, where the paper averages the squares of
+    single examples. For an average over minibatches use `measures.fisher` with
+    `mean_flow`.
 
     Args:
       loss_fn: ``loss_fn(params, *batch) -> loss``, a scalar averaged over the batch.
@@ -223,8 +228,8 @@ def fisher(loss_fn: LossFn, *, axis_name: Any = None) -> ScoreFn:
         before they are squared.
 
     Returns:
-      A score function ``score(params, *batch)``: non-negative scores like ``params``,
-      float32 or wider.
+      A score function ``score(params, *batch)``. Its scores are non-negative, like
+      ``params``, float32 or wider.
 
     Raises:
       TypeError: when called, if the loss is not a scalar or a leaf is not floating.
@@ -243,9 +248,9 @@ def fisher(loss_fn: LossFn, *, axis_name: Any = None) -> ScoreFn:
 
 
 def from_measure(
-    measure: measures.Measure, loss_fn: LossFn, order: int, axis_name: Any
+    measure: measures.Measure, loss_fn: LossFn, order: int, axis_name: AxisName | None
 ) -> ScoreFn:
-    """Builds a score function from a loss and a measure of its flow."""
+    """Builds the score function that measures the flow of a loss."""
     flow_fn = gradient_flow(loss_fn, order=order, axis_name=axis_name)
 
     def score(params: Params, *batch: Any) -> Scores:

@@ -1,4 +1,4 @@
-"""LAMP: scores rescaled within each leaf, so that one threshold fits all leaves."""
+"""LAMP: scores rescaled within each leaf, so that one threshold suits all leaves."""
 
 import jax
 import jax.numpy as jnp
@@ -10,41 +10,39 @@ from jaxprune.core._placement import replicate, shard_like
 
 
 def lamp(scores: Scores) -> Scores:
-    r"""Rescales each score to the share of its leaf that would go with it.
+    r"""Rescales each score to its share of the squared scores of the remaining leaf.
 
-    With the scores :math:`s` of one leaf in falling order,
+    With the scores :math:`s` of one leaf in descending order,
 
     .. math:: \mathrm{LAMP}(u) = \frac{s_u^2}{\sum_{v \le u} s_v^2},
 
-    the sum running over u and all that rank before it. For :math:`s = |\theta|` that is
-    the relative square error of the leaf when u is removed from what is left, so
-    ``global_mask(lamp(magnitude(params)), sparsity)`` allocates sparsity to leaves
-    without a parameter to set. The paper rescales magnitudes; any saliency that is not
-    negative will do.
+    where the sum runs over u and all larger scores of its leaf. For
+    :math:`s = |\theta|` it is the relative squared error of removing weight u after all
+    smaller ones. So ``global_mask(lamp(magnitude(params)), sparsity)`` chooses the
+    sparsity of each leaf without a hyperparameter. The paper rescales magnitudes; we
+    allow any non-negative score.
 
-    The order within a leaf stays, to rounding. Ties rank by flat index, the lower
-    first, as in `global_mask`, and are summed in that order: the best of every leaf
-    scores exactly 1 and is the last of it to go, also with all scores equal; in a leaf
-    of zeros all score 0.
+    The order within a leaf does not change, up to rounding. Ties rank by flat index,
+    the lower first, as in `global_mask`. The best weight of every leaf scores exactly
+    1, even if all scores are equal, and is the last of its leaf to be removed. A leaf
+    of zeros scores 0 everywhere.
 
-    Unlike the masks this needs a sort: a leaf that is sharded is gathered on every
-    device while its turn lasts, and the rescaled scores are laid where it lay. Inside
-    ``shard_map`` each shard is a leaf of its own.
+    Unlike the masks, this needs a sort. A sharded leaf is gathered on every device
+    while it is sorted, and the result has the leaf's sharding. Inside ``shard_map``
+    each shard is treated as a leaf.
 
     Args:
-      scores: a tree of floating arrays, not negative, larger = keep; a finite one below
-        0 counts as 0. Half precision is squared and summed in float32, after division
-        by the leaf's largest score. NaN and infinities stay what they are, and are left
-        out of the sums.
+      scores: a tree of non-negative floating arrays, larger = keep. Negative scores
+        count as 0. NaN and infinities are returned unchanged and left out of the sums.
 
     Returns:
       Scores in [0, 1] with the structure, shapes and shardings of ``scores``, float32
-      or wider; 0 for a score of 0, and in float32 for one whose share of the leaf's
-      largest is under some 1e-19, whose square may be flushed to 0: take the root of
-      scores that span more, or float64.
+      or wider. In float32, scores less than about 1e-19 times the leaf's largest become
+      0, because their squares underflow: take the square root of scores with a wider
+      range, or pass float64.
 
     Raises:
-      ValueError: if ``scores`` has no leaves, or a leaf 2**31 entries or more.
+      ValueError: if ``scores`` has no leaves, or a leaf has 2**31 entries or more.
       TypeError: if a leaf is not floating.
 
     Example:
@@ -68,8 +66,8 @@ def lamp(scores: Scores) -> Scores:
     ):
         if leaf.size >= 2**31:
             raise ValueError(
-                f"lamp sorts leaves of less than 2**31 entries; the leaf {path} has "
-                f"{leaf.size}. Split it, for example layer by layer."
+                f"lamp sorts leaves of fewer than 2**31 entries; the leaf {path} has "
+                f"{leaf.size}. Split it, for example into layers."
             )
     with precision_of(scores):
         return jax.tree.map(
@@ -81,16 +79,16 @@ def lamp(scores: Scores) -> Scores:
 def _rescaled(scores: jax.Array) -> jax.Array:
     if not scores.size:
         return scores
-    whole, laid = replicate(scores)
+    whole, restore = replicate(scores)
     whole = whole.reshape(-1)
     whole = jnp.where(jnp.isfinite(whole), jnp.maximum(whole, 0), 0)
     largest = jnp.max(whole)
     shares = whole / jnp.where(largest > 0, largest, 1)
     index = jax.lax.iota(jnp.int32, shares.size)
-    falling, order = jax.lax.sort((-shares, index), is_stable=True, num_keys=1)
-    squares = jnp.square(falling)
+    descending, order = jax.lax.sort((-shares, index), is_stable=True, num_keys=1)
+    squares = jnp.square(descending)
     sums = jnp.cumsum(squares)
     ratios = jnp.where(squares > 0, squares / jnp.where(sums > 0, sums, 1), 0)
     rescaled = jnp.zeros_like(shares).at[order].set(ratios, unique_indices=True)
-    rescaled = laid(rescaled.reshape(scores.shape))
+    rescaled = restore(rescaled.reshape(scores.shape))
     return jnp.where(jnp.isfinite(scores), rescaled, scores)

@@ -1,49 +1,49 @@
-"""Meta-gradients: how much the loss after some training depends on a first weight."""
+"""Meta-gradients: how the loss after some training depends on the initial weights."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxprune._types import LossFn, Params, ScoreFn
+from jaxprune._types import AxisName, LossFn, Numeric, Params, ScoreFn
 from jaxprune.core import _checks
 from jaxprune.scores._flow import gradient_fn
 from jaxprune.scores._from_loss import snip
 
 
 def prospr(
-    loss_fn: LossFn, *, learning_rate: Any = 0.1, axis_name: Any = None
+    loss_fn: LossFn, *, learning_rate: Numeric = 0.1, axis_name: AxisName | None = None
 ) -> ScoreFn:
-    r"""Builds the ProsPr score: what removing a weight does to the loss after M steps.
+    r"""Builds the ProsPr score: how removing a weight changes the loss after M steps.
 
-    With M steps of SGD from the weights at hand, each on a batch of its own, and the
-    loss on one more batch,
+    The M steps are SGD from the given weights, each on its own batch, and the loss is
+    taken on one more batch:
 
     .. math:: \theta^{(j+1)} = \theta^{(j)} - \eta \nabla L_j(\theta^{(j)}), \qquad
        s_i = \left| \theta_i \, \partial L(\theta^{(M)}) / \partial \theta_i \right|,
 
-    the derivative by the first weights, through all steps. It is `snip` of the loss
-    after training; without steps it is `snip`. The steps are one ``scan``, and each is
-    computed again on the way back: the memory is that of one step, and of the weights M
-    times.
+    where the derivative with respect to the initial weights goes through all steps.
+    This is `snip` of the loss after training; with M = 0 it is `snip`. The steps are
+    one ``scan`` that is recomputed step by step in the backward pass, so it needs the
+    memory of one step and of M copies of the weights.
 
     Args:
-      loss_fn: ``loss_fn(params, *batch) -> loss``, a scalar averaged over the batch;
-        twice differentiable.
-      learning_rate: the step size :math:`\eta`.
+      loss_fn: ``loss_fn(params, *batch) -> loss``, a twice differentiable scalar
+        averaged over the batch.
+      learning_rate: the step size :math:`\eta`, at least 0; it may be traced.
       axis_name: inside ``pmap`` or ``shard_map``, the axis to average gradients over,
         in the steps and at the end.
 
     Returns:
-      A score function ``score(params, batches, *batch)``: ``batches`` is a tuple like
-      ``batch`` whose arrays have a leading axis of length M, one step an entry (the
-      paper takes 3). Non-negative scores like ``params``, float32 or wider.
+      A score function ``score(params, batches, *batch)``, where ``batches`` is a tuple
+      like ``batch`` whose arrays have an additional leading axis of length M (3 in the
+      paper). Its scores are non-negative, like ``params``, float32 or wider.
 
     Raises:
-      TypeError: if ``learning_rate`` is not one number; when called, if the loss is not
-        a scalar, a leaf is not floating, or ``batches`` is not a tuple like ``batch``.
+      TypeError: if ``learning_rate`` is not a number; when called, if the loss is not a
+        scalar, a leaf is not floating, or ``batches`` is not a tuple like ``batch``.
       ValueError: if ``learning_rate`` is below 0; when called, if the arrays of
-        ``batches`` are not all of one length.
+        ``batches`` differ in the length of their leading axis.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -63,8 +63,8 @@ def prospr(
         isinstance(learning_rate, jax.Array) and learning_rate.ndim == 0
     ):
         raise TypeError(
-            "learning_rate must be a number, the size of a step of gradient descent; "
-            f"got {_checks.described(learning_rate)}."
+            "learning_rate must be a number, the step size of gradient descent; got "
+            f"{_checks.described(learning_rate)}."
         )
     if known and not learning_rate >= 0:
         raise ValueError(f"learning_rate must be at least 0; got {learning_rate}.")
@@ -80,15 +80,15 @@ def prospr(
         _checks.check_floating(params, "params")
         if not isinstance(batches, tuple | list) or len(batches) != len(batch):
             raise TypeError(
-                f"batches must be a tuple like batch, here of {len(batch)}, whose "
-                "arrays have one entry a step along their leading axis; got "
+                f"batches must be a tuple like batch, here of length {len(batch)}, "
+                "whose arrays have one entry per step along their leading axis; got "
                 f"{_checks.described(batches)}."
             )
         shapes = [jnp.shape(x) for x in jax.tree.leaves(batches)]
         if len({shape[:1] for shape in shapes}) != 1 or () in shapes:
             raise ValueError(
-                "The arrays of batches must have one entry a step along their leading "
-                f"axis, all as many; got the shapes {shapes}."
+                "The arrays of batches must have one entry per step along their "
+                f"leading axis, of one length; got the shapes {shapes}."
             )
         trained, _ = jax.lax.scan(jax.checkpoint(step), params, batches)
         return loss_fn(trained, *batch)

@@ -1,4 +1,4 @@
-"""SynFlow: scores without data, from the strength of all paths through a network."""
+"""SynFlow: scores without data, from the strength of the paths through a network."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,33 +11,37 @@ from jaxprune.core import _checks
 from jaxprune.core._dtypes import upcast_half
 
 
-def synflow(apply_fn: Callable[..., Any], *, dtype: Any = None) -> ScoreFn:
-    r"""Builds the SynFlow score: the share of all paths' strength through a weight.
+def synflow(
+    apply_fn: Callable[..., Any], *, dtype: jax.typing.DTypeLike | None = None
+) -> ScoreFn:
+    r"""Builds the SynFlow score: the total strength of all paths through a weight.
 
     .. math:: s_i = |\theta_i| \, \partial R / \partial |\theta_i|, \qquad
-              R = \sum_{\text{outputs}} f_{|\theta|}(\mathbf{1}),
+              R = \sum_{\text{outputs}} f_{|\theta|}(\mathbf{1})
 
-    the outputs summed for an input of ones and weights made positive. No data is
-    needed. Every floating leaf is made positive, biases and normalisation parameters
-    included; running statistics are used as they are, so apply the model in eval mode.
-    R is not rescaled: for deep nets pass ``dtype=jnp.float64``, or it overflows. Meant
-    to be used in 100 rounds of `iterative_mask`.
+    sums the outputs for an input of ones and absolute weights, so no data is needed.
+    The absolute value is taken of every floating leaf, including biases and
+    normalization parameters, but not of running statistics that ``apply_fn`` closes
+    over: apply the model in eval mode. R is not rescaled. In deep networks it overflows
+    float32; pass ``dtype=jnp.float64`` there. The paper prunes in 100 rounds; see
+    `iterative_mask`.
 
     Args:
       apply_fn: ``apply_fn(params, *inputs) -> outputs``, any tree of floating outputs.
-      dtype: a floating dtype to compute in, for example ``jnp.float64``, which works
-        where x64 is off as well, under ``jit`` too. By default that of the parameters.
-        (JAX forms the gradient of max pooling while it compiles: jitted by you, such a
-        model needs the call to stand inside ``with jax.enable_x64(True):``.)
+      dtype: a floating dtype to compute in; by default that of the parameters.
+        ``jnp.float64`` works even if x64 is disabled, also under ``jit``. (One
+        exception: a jitted score of a model with max pooling must be called inside
+        ``with jax.enable_x64(True):``, because JAX builds the gradient of max pooling
+        while it compiles.)
 
     Returns:
-      A score function ``score(params, *inputs)``: of the floating inputs only shape and
-      dtype are read; others (token ids, keys) are passed on. Non-negative scores like
-      ``params``, in float32, or ``dtype`` if wider.
+      A score function ``score(params, *inputs)``. Floating inputs are replaced by ones
+      of their shape and dtype; other inputs (token ids, keys) are passed on. Its scores
+      are non-negative, like ``params``, in float32, or in ``dtype`` if that is wider.
 
     Raises:
-      TypeError: if ``dtype`` is not floating; when called, if a leaf is not, or no
-        output is.
+      TypeError: if ``dtype`` is not floating; when called, if a leaf of ``params`` is
+        not floating, or if no output is.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp

@@ -77,7 +77,7 @@ class Groups(tuple[Group, ...]):
         made.frozen = frozen
         return made
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Writes the groups, their members, and the frozen axes."""
         shown = [f for f in self.frozen if f.positions > 1]
         lines = []

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxprune._types import Real
-from jaxprune.core import _checks
+from jaxprune.core import _checks, _tables
 from jaxprune.structured._groups import Group
 from jaxprune.structured._narrow import channels_removed
 
@@ -87,22 +87,23 @@ class ChannelReport(NamedTuple):
     parameters: ChannelCount
     asked: float | None
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Writes the table."""
+        return "\n".join(_tables.as_text(self._lines()))
+
+    def _repr_html_(self) -> str:
+        """Writes the table as HTML, for notebooks."""
+        totals = 2 if self.asked is None else 3
+        return _tables.as_html(self._lines(), totals=totals)
+
+    def _lines(self) -> list[tuple[str, ...]]:
         lines = [("group", "kept", "of", "removed")]
         for name, kept, size in [*self.groups, self.total, self.parameters]:
             gone = 1 - kept / size if size else 0.0
             lines.append((name, f"{kept:,}", f"{size:,}", _percent(gone)))
         if self.asked is not None:
             lines.append(("asked", "", "", _percent(self.asked)))
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            "  ".join(
-                [line[0].ljust(widths[0])]
-                + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
-            )
-            for line in lines
-        )
+        return lines
 
 
 def _percent(fraction: float) -> str:

@@ -1,6 +1,6 @@
-"""Dissipating gradients: weights that stay near where they started are removed."""
+"""Dissipating gradients: removes the weights that stay near their initial values."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,79 +19,69 @@ from jaxprune.transforms._keep_sparse import (
     zeros_first,
 )
 from jaxprune.transforms._state import copied_like, initial_mask
+from jaxprune.transforms._states import DissipatingState
 from jaxprune.transforms._when_due import check_window, when_due
 
 
-class DissipatingState(NamedTuple):
-    """The state of `dissipating`.
-
-    Attributes:
-      step: how many updates were made, int32.
-      mask: the mask in use, a tree of bool like the parameters.
-      start: a copy of the parameters at init: what the displacement is measured from.
-    """
-
-    step: jax.Array
-    mask: Mask
-    start: Params
-
-
 def dissipating(
-    sparsity: Any = None,
+    sparsity: optax.ScalarOrSchedule | None = None,
     *,
-    threshold: Any = None,
+    threshold: optax.ScalarOrSchedule | None = None,
     every: int | jax.Array,
     until: int | jax.Array | None,
     prunable: Prunable = matrices,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Removes the weights that stay near where they started, whatever their size.
+    r"""Removes the weights that stay near their initial values, whatever their size.
 
-    The last link of an optax chain. Update k = 1, 2, ... looks at the parameters
-    :math:`\theta` that it is given when ``k % every == 0`` and ``k <= until``. With
-    :math:`\theta_0` the parameters at init, it removes the weights of
+    This is the last link of an optax chain. Update k = 1, 2, ... prunes when
+    ``k % every == 0`` and ``k <= until``. With :math:`\theta` the parameters before the
+    update and :math:`\theta_0` the parameters at init, a ``threshold`` :math:`\tau`
+    removes the weights with
 
-    .. math:: |\theta - \theta_0| \le \tau \, |\theta_0|
+    .. math:: |\theta - \theta_0| \le \tau \, |\theta_0| ,
 
-    for a ``threshold`` :math:`\tau`: the sparsity is an outcome (log `sparsity`). Or,
-    for a ``sparsity``, those of least :math:`|\theta - \theta_0| \, / \, |\theta_0|`,
-    by one threshold for all leaves, until that fraction is removed exactly. What is
-    removed stays removed. Our reading of a paper of which only the abstract was at
-    hand: "within a fraction of their initial value" is its rule; the value of the
-    fraction, how often to look, and removal to a set sparsity are choices.
+    so the sparsity is an outcome that you may want to log. A ``sparsity`` removes that
+    fraction exactly: the weights of smallest
+    :math:`|\theta - \theta_0| \, / \, |\theta_0|`, with one threshold for all leaves.
+    Removed weights stay removed. We could read only the paper's abstract. It gives the
+    rule, weights "within a fraction of their initial value". The value of the fraction,
+    the period, and pruning to a given sparsity are our choices.
 
-    A weight that is exactly 0 in the parameters given, say by a link before this one,
-    counts toward ``sparsity`` as the first to go. One that such a link prunes in the
-    same update is seen by the next: behind `k_starts`, let ``sparsity`` be 0 up to and
-    including its ``select_at``.
+    Weights that are exactly 0 before the update, for example because an earlier link
+    removed them, count toward ``sparsity`` and are removed first. Weights that an
+    earlier link removes in the same update are not seen yet. After `k_starts` in a
+    chain, let ``sparsity`` be 0 up to and including the update ``select_at``.
 
-    Where :math:`\theta_0 = 0` the ratio is undefined: such a weight goes last once it
-    has moved. Values are not looked at to find leaves initialised to zeros or another
-    constant: leave them out by ``prunable``.
+    The ratio is undefined for :math:`\theta_0 = 0`; such weights are removed last, once
+    they have moved. Exclude leaves that are initialized to zeros or another constant
+    with ``prunable``.
 
-    Weight decay alone moves every weight: by a relative :math:`\eta \lambda` an update
-    at learning rate :math:`\eta` and decay :math:`\lambda`, so that no weight stays
-    within :math:`\tau` for longer than about :math:`\tau / (\eta \lambda)` updates, and
-    a gradient that works against the decay looks like none. Decay later, or measure
-    from the decayed start: ``optax.tree.set(opt_state, start=decayed)``.
+    Weight decay :math:`\lambda` at learning rate :math:`\eta` moves every weight by a
+    relative :math:`\eta \lambda` per update. So no weight stays within :math:`\tau` for
+    more than about :math:`\tau / (\eta \lambda)` updates, and a gradient that balances
+    the decay looks like no gradient. Start the decay later, or measure from a decayed
+    start: ``optax.tree.set(opt_state, start=decayed)``.
 
     Args:
       sparsity: fraction of prunable weights removed, in [0, 1): a number, or an optax
-        schedule of the update's number k, as in `gradual`.
-      threshold: how far, as a fraction of its start, a weight must move to stay; at
-        least 0, or an optax schedule, which removes nothing where it is negative. Pass
-        either this or ``sparsity``.
-      every: updates between looks, at least 2: at update 1 no weight has moved.
-      until: the last update that may look, at least 1; None for no last one.
-      prunable: which leaves take part.
+        schedule of the number k of the update, as in `gradual`.
+      threshold: the distance, as a fraction of its initial magnitude, that a weight
+        must move to be kept: a number, at least 0, or an optax schedule. Negative
+        values of a schedule remove nothing. Pass either this or ``sparsity``.
+      every: updates between mask updates, at least 2, as no weight has moved at
+        update 1.
+      until: the last update that may prune, at least 1; None for no limit.
+      prunable: which leaves to prune; the remaining leaves are kept whole.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with a `DissipatingState`.
 
     Raises:
-      ValueError: unless one of ``sparsity`` and ``threshold`` is given, or if one, or
-        ``every`` or ``until``, is out of range; at update, without ``params``,
-        or with gradients that are not like them.
-      TypeError: at update, if a leaf is not floating.
+      ValueError: unless exactly one of ``sparsity`` and ``threshold`` is given, or if
+        an argument is out of range; at update, if ``params`` is missing or the
+        gradients do not match it.
+      TypeError: if ``threshold`` is not a number or a schedule; at update, if a leaf is
+        not floating.
 
     Example:
       >>> import jax.numpy as jnp, optax, jaxprune as jp
@@ -112,23 +102,26 @@ def dissipating(
     """
     if (sparsity is None) == (threshold is None):
         raise ValueError(
-            "dissipating takes either sparsity=, the fraction to remove, or "
-            "threshold=, how far a weight must move to stay: one number, not two; got "
-            f"sparsity={sparsity!r} and threshold={threshold!r}."
+            "dissipating needs exactly one of sparsity, the fraction to remove, and "
+            "threshold, the distance that a weight must move to be kept, as a number "
+            f"or a schedule; got sparsity={sparsity!r} and threshold={threshold!r}."
         )
     if sparsity is not None and not callable(sparsity):
         _checks.check_sparsity(sparsity)
-    known = _checks.is_python_number(threshold)
-    if known and not threshold >= 0:
+    if _checks.is_python_number(threshold) and not threshold >= 0:
         raise ValueError(
-            "threshold is a fraction of a weight's start, at least 0; got "
+            "threshold is a fraction of a weight's initial magnitude, at least 0; got "
             f"{threshold}. For a tenth pass 0.1."
         )
-    number = known or isinstance(threshold, jax.Array) or callable(threshold)
-    if threshold is not None and not number:
+    if not (
+        threshold is None
+        or callable(threshold)
+        or isinstance(threshold, jax.Array)
+        or _checks.is_python_number(threshold)
+    ):
         raise TypeError(
-            "threshold must be a number, how far a weight must move as a fraction of "
-            f"its start, or a schedule; got {_checks.described(threshold)}."
+            "threshold must be a number, a fraction of a weight's initial magnitude, "
+            f"or a schedule; got {_checks.described(threshold)}."
         )
     _checks.check_count(every, "every", "updates", least=2)
     if until is not None:
@@ -143,7 +136,7 @@ def dissipating(
         )
 
     def update(
-        updates: Any, state: Any, params: Params | None = None, **extra: Any
+        updates: optax.Updates, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[Any, DissipatingState]:
         del extra
         given = require_params(params, updates, "dissipating")

@@ -1,12 +1,12 @@
-"""Sparse training whose mask moves: drop the smallest weights, grow others."""
+"""Dynamic sparse training: drop the smallest weights and grow new ones."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune._types import Mask, Params, Prunable
+from jaxprune._types import Key, Mask, Params, Prunable
 from jaxprune.core import _checks
 from jaxprune.core._prunable import matrices
 from jaxprune.masks._threshold import global_mask
@@ -16,25 +16,10 @@ from jaxprune.transforms._drop_and_grow import (
     drop_and_grow,
     moving,
 )
-from jaxprune.transforms._keep_sparse import SparseWrapperState, value_at
+from jaxprune.transforms._keep_sparse import value_at
 from jaxprune.transforms._state import initial_mask
+from jaxprune.transforms._states import SetTrainingState, SparseWrapperState
 from jaxprune.transforms._when_due import due_updates
-
-
-class SetTrainingState(NamedTuple):
-    """The state of `set_training`.
-
-    Attributes:
-      step: how many updates were made, int32.
-      mask: the mask in use, a tree of bool like the parameters.
-      inner_state: the state of the wrapped optimizer.
-      key: the random key that was given; update k draws from it folded with k.
-    """
-
-    step: jax.Array
-    mask: Mask
-    inner_state: Any
-    key: jax.Array
 
 
 def rigl(
@@ -43,58 +28,55 @@ def rigl(
     *,
     every: int | jax.Array,
     until: int | jax.Array | None = None,
-    drop_fraction: Any = 0.3,
+    drop_fraction: optax.ScalarOrSchedule = 0.3,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Trains sparse, and moves weights to where the dense gradient is largest.
+    r"""Trains a sparse network and grows weights where the dense gradient is largest.
 
-    Update k = 1, 2, ... is due when ``k % every == 0`` and ``k <= until``. Then, leaf
-    by leaf, with n weights kept and f the drop fraction,
+    Update k = 1, 2, ... moves the mask when ``k % every == 0`` and ``k <= until``. In
+    each leaf, with n kept weights and drop fraction f, it drops the
 
     .. math:: d = \min(\operatorname{round}(f n), \text{number pruned})
 
-    kept weights of least :math:`|\theta|` are dropped, and of the weights pruned before
-    the d of largest :math:`|\partial L / \partial \theta|` are grown. So the count of
-    every leaf stays what it was, exactly, and a leaf that is kept whole stays whole. A
-    grown weight starts at exactly 0, from the optimizer state that ``inner.init`` gives
-    a 0, with a gradient of 0; it trains from the next update on. For the rest this is
-    `sparse`: the optimizer sees the gradients of kept weights only, and on a due
-    update, of those kept before and after. (Where something has grown in a leaf, its
-    other weights that are exactly 0 wait until the next update too.)
+    kept weights of smallest :math:`|\theta|`, and grows the d pruned weights of largest
+    :math:`|\partial L / \partial \theta|`. So every leaf keeps exactly the same number
+    of weights, and a dense leaf stays dense. A grown weight starts at exactly 0, with
+    the optimizer state that ``inner.init`` gives a 0, and is trained from the next
+    update on. Otherwise this is `sparse`: the optimizer sees the gradients of kept
+    weights only; when the mask moves, of those kept before and after. (In leaves where
+    something grew, all kept weights that are exactly 0 wait for the next update.)
 
-    Weights are judged by the parameters and the dense gradient that the update is
-    given, as in the paper, and these are read on due updates only. There the paper
-    moves weights in place of the optimizer's step; here the step is taken as well, by
-    the weights that stay. The paper may grow what it has just dropped; here that is
-    gone until the next due update.
+    The magnitudes are those before the update, and the gradients those passed to it, as
+    in the paper. Two things differ. When the mask moves, the paper skips the
+    optimizer's step; here the weights that stay take it. The paper may grow weights
+    that it has just dropped; here they cannot grow before the next mask update.
 
-    A training step may be differentiated in forward mode (``jax.jvp``), but not in
-    reverse: what due updates do stands in a while loop, so that others skip it.
+    A training step can be differentiated in forward mode (``jax.jvp``) but not in
+    reverse mode, because mask updates run in a ``while_loop``.
 
     Args:
-      inner: any optax transformation that keeps its state weight by weight.
-      mask: a tree of bool like the parameters, ``True`` = kept; copied into the state.
-        None starts from all True: for abstract initialisation, before a checkpoint is
-        restored or `set_mask` is called.
-      every: updates between mask updates, at least 2: a grown weight must train before
-        it is judged.
-      until: the last update that may move the mask; None is for ever. The paper stops
+      inner: an optax transformation whose state is like the parameters.
+      mask: a tree of bool like the parameters, ``True`` = kept. It is copied into the
+        state. None starts with all True, as in `keep_sparse`.
+      every: updates between mask updates, at least 2, as grown weights must be trained
+        before they are compared.
+      until: the last update that may move the mask; None for no limit. The paper stops
         at three quarters of the training.
       drop_fraction: fraction of a leaf's kept weights that move, in [0, 1): a number,
-        or an optax schedule of k. It counts as the real number that the float32 is.
-        A schedule is traced: what it gives outside [0, 1] counts as the nearer end.
-        The paper's is ``optax.cosine_decay_schedule(0.3, until)``.
+        or an optax schedule of k, whose values are clipped to [0, 1]. The paper uses
+        ``optax.cosine_decay_schedule(0.3, until)``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with a `SparseWrapperState`.
 
     Raises:
-      ValueError: if ``every < 2``, ``until < 0`` or ``drop_fraction`` is a number
-        outside [0, 1); at init, if the mask does not match the parameters or keeps
-        nothing anywhere, or the optimizer's state is not like the parameters
-        (adafactor, novograd, sm3); at update, without ``params``,
-        with gradients that are not like them, or if the optimizer's state changes its
-        tree (``optax.monitor``).
-      TypeError: at init, if the mask is not bool or a parameter is not floating.
+      ValueError: if ``every < 2``, ``until < 0``, ``until`` comes before the first mask
+        update, or ``drop_fraction`` is a number outside [0, 1); at init, if the mask
+        does not match the parameters or keeps no weight at all, or the optimizer's
+        state is not like the parameters (adafactor, novograd, sm3); at update, if
+        ``params`` is missing, the gradients do not match it, or the optimizer's state
+        changes its tree structure (``optax.monitor``).
+      TypeError: if ``inner`` is not an optax transformation; at init, if the mask is
+        not bool or a parameter is not floating.
 
     Example:
       >>> import jax.numpy as jnp, optax, jaxprune as jp
@@ -134,35 +116,35 @@ def set_training(
     inner: optax.GradientTransformation,
     mask: Mask | None = None,
     *,
-    key: jax.Array,
+    key: Key,
     every: int | jax.Array,
     until: int | jax.Array | None = None,
-    drop_fraction: Any = 0.3,
+    drop_fraction: optax.ScalarOrSchedule = 0.3,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Trains sparse, and moves the smallest weights to places drawn at random.
+    r"""Trains a sparse network, drops the smallest weights and grows random ones (SET).
 
-    SET, sparse evolutionary training: as `rigl`, but the weights grown on update k are
-    those of largest ``random(jax.random.fold_in(key, k))``, so no dense gradient is
-    needed. The paper drops the smallest positive and the largest negative weights in
-    equal shares; here, as in RigL's comparison, those of least :math:`|\theta|`.
+    Sparse evolutionary training is `rigl`, except that update k grows the weights of
+    largest ``random(jax.random.fold_in(key, k))``, so it needs no dense gradient. The
+    paper drops the smallest positive and the largest negative weights in equal shares;
+    we drop those of smallest :math:`|\theta|`, as the RigL paper does for comparison.
 
     Args:
-      inner: any optax transformation that keeps its state weight by weight.
-      mask: a tree of bool like the parameters, ``True`` = kept; copied into the state.
-        None starts from all True.
-      key: a JAX random key; copied into the state, so that seeds trained under ``vmap``
-        may each have their own.
+      inner: an optax transformation whose state is like the parameters.
+      mask: a tree of bool like the parameters, ``True`` = kept. It is copied into the
+        state. None starts with all True, as in `keep_sparse`.
+      key: a JAX random key. It is copied into the state, so that each seed of a
+        ``vmap`` can have its own.
       every: updates between mask updates, at least 2.
-      until: the last update that may move the mask; None is for ever.
+      until: the last update that may move the mask; None for no limit.
       drop_fraction: fraction of a leaf's kept weights that move, in [0, 1): a number,
-        or an optax schedule of k.
+        or an optax schedule of k, whose values are clipped to [0, 1].
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with a `SetTrainingState`.
 
     Raises:
-      ValueError: as `rigl`.
-      TypeError: if ``key`` is not a random key; at init as `rigl`.
+      ValueError: for the reasons of `rigl`.
+      TypeError: if ``key`` is not a random key, and for the reasons of `rigl`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxprune as jp
@@ -201,41 +183,42 @@ def set_training(
 
 def granet(
     inner: optax.GradientTransformation,
-    sparsity: Any,
+    sparsity: optax.ScalarOrSchedule,
     *,
     every: int | jax.Array,
     until: int | jax.Array | None = None,
-    drop_fraction: Any = 0.5,
+    drop_fraction: optax.ScalarOrSchedule = 0.5,
     prunable: Prunable = matrices,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Prunes while training, along a schedule, and regrows weights on the way.
+    r"""Prunes along a schedule during training, and regrows weights (GraNet).
 
-    As `rigl`, from a dense start: a due update k first prunes inside the mask, by
-    :math:`|\theta|` and one threshold for all leaves, to ``sparsity(k)``, as `gradual`
-    does. Then, leaf by leaf, ``round(drop_fraction(k) * kept)`` more are dropped, and
-    as many grown by :math:`|\partial L / \partial \theta|` among the weights that were
-    pruned before k; where these are fewer, as many as there are. So the prunable
-    weights that remain number what ``sparsity(k)`` says, exactly. A sparsity that falls
-    brings nothing back.
+    It starts dense. When the mask is updated, it is first pruned to ``sparsity(k)`` by
+    :math:`|\theta|`, with one threshold for all leaves, as in `gradual`. Then weights
+    move as in `rigl`: each leaf drops ``round(drop_fraction(k) * kept)`` more weights,
+    at most as many as were pruned before update k, and grows the same number of those
+    by :math:`|\partial L / \partial \theta|`. So exactly the fraction ``sparsity(k)``
+    of all prunable weights is pruned. If the schedule decreases, no weights come back.
 
     Args:
-      inner: any optax transformation that keeps its state weight by weight.
+      inner: an optax transformation whose state is like the parameters.
       sparsity: fraction of prunable weights removed, in [0, 1): a number, or an optax
-        schedule of the update's number k. The paper's is ``optax.polynomial_schedule(0,
-        s, power=3, transition_steps=until)``. A traced one counts as in `gradual`.
-      every: updates between mask updates, at least 2.
-      until: the last update that may move the mask; None is for ever.
+        schedule of the number k of the update, whose values are clipped to [0, 1]. The
+        paper uses ``optax.polynomial_schedule(0, s, power=3, transition_steps=until)``.
+      every: updates between mask updates, at least 2. In a training run shorter than
+        this, nothing is pruned.
+      until: the last update that may move the mask; None for no limit.
       drop_fraction: fraction of a leaf's kept weights that move, in [0, 1): a number,
-        or an optax schedule of k. The paper's is ``optax.cosine_decay_schedule(0.5,
-        until, 0.01)``.
-      prunable: which leaves take part.
+        or an optax schedule of k, whose values are clipped to [0, 1]. The paper uses
+        ``optax.cosine_decay_schedule(0.5, until, 0.01)``.
+      prunable: which leaves to prune; the remaining leaves are kept whole.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with a `SparseWrapperState`.
 
     Raises:
-      ValueError: if ``sparsity`` is a number outside [0, 1), and as `rigl`.
-      TypeError: at init, if a parameter is not floating.
+      ValueError: if ``sparsity`` is a number outside [0, 1), and for the reasons of
+        `rigl`.
+      TypeError: for the reasons of `rigl`.
 
     Example:
       >>> import jax.numpy as jnp, optax, jaxprune as jp

@@ -1,6 +1,4 @@
-"""Magnitude pruning while training, along a schedule."""
-
-from typing import Any
+"""Magnitude pruning during training, along a schedule."""
 
 import jax
 import optax
@@ -15,45 +13,46 @@ from jaxprune.transforms._update_mask import updated_mask
 
 
 def gradual(
-    sparsity: Any,
+    sparsity: optax.ScalarOrSchedule,
     *,
     every: int | jax.Array = 1,
     until: int | jax.Array | None = None,
     score: ScoreFn = magnitude,
     prunable: Prunable = matrices,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Prunes while training, along a schedule: the last link of an optax chain.
+    r"""Prunes during training, along a schedule: the last link of an optax chain.
 
-    Update k = 1, 2, ... recomputes the mask when ``k % every == 0``, at
-    ``sparsity(k)``, from the scores of the parameters that it is given, inside the mask
-    so far: pruned weights stay pruned, and weights that are exactly 0, for example
-    because an earlier link removed them, are removed first. Other updates only enforce
-    the mask.
-    Before the first due update nothing is pruned. (To score the parameters that update
-    k produces, every update would have to write them out to memory first.)
+    Update k = 1, 2, ... recomputes the mask when ``k % every == 0`` and
+    ``k <= until``: it prunes to ``sparsity(k)`` by the scores of the parameters before
+    the update. Pruned weights stay pruned, and weights that are exactly 0, for example
+    because an earlier link removed them, are removed first. Every update keeps pruned
+    weights at 0. Before the first mask update nothing is pruned.
 
-    Zhu & Gupta's cubic is ``optax.polynomial_schedule(0.0, s, power=3,
-    transition_steps=n)``. They prune each layer to the same sparsity; here one
-    threshold serves all leaves.
+    The cubic schedule of Zhu & Gupta is ``optax.polynomial_schedule(0.0, s, power=3,
+    transition_steps=n)``. They prune each layer to the same sparsity; this link uses
+    one threshold for all leaves. They score the updated parameters; this link scores
+    those before the update, so that other updates need not write them to memory.
 
     Args:
       sparsity: fraction of prunable weights removed, in [0, 1): a number, or an optax
-        schedule of the update's number k. A schedule is traced: what it gives outside
-        [0, 1] counts as the nearer end.
-      every: updates between mask updates, at least 1. If the training is shorter than
-        this, nothing is ever pruned: `summary` then shows a sparsity of 0.
-      until: the last update that may change the mask; None is for ever.
-      score: ``score(params) -> scores``, larger = keep; it sees parameters only.
-      prunable: which leaves take part.
+        schedule of the number k of the update. The values of a schedule are clipped to
+        [0, 1].
+      every: updates between mask updates, at least 1. In a training run shorter than
+        this (``every=100`` and 95 updates), nothing is pruned; `summary` then warns.
+      until: the last update that may change the mask; None for no limit.
+      score: ``score(params) -> scores``, larger = keep; it is called with the
+        parameters only.
+      prunable: which leaves to prune; the remaining leaves are kept whole.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with a `SparseState`.
 
     Raises:
       ValueError: if ``sparsity`` is a number outside [0, 1), ``every < 1``, or
-        ``until`` comes before the first due update; at update, without ``params``, or
-        with gradients that are not like them.
-      TypeError: at init, if a parameter is not floating.
+        ``until`` comes before the first mask update; at update, if ``params`` is
+        missing or the gradients do not match it.
+      TypeError: if ``score`` is not a function; at init, if a parameter is not
+        floating.
 
     Example:
       >>> import jax.numpy as jnp, optax, jaxprune as jp

@@ -1,4 +1,4 @@
-"""N of every M weights, reached step by step while training."""
+"""N:M sparsity during training, with a decreasing N."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from jaxprune.transforms._update_mask import updated_mask
 
 
 def gradual_n_m(
-    n: Any,
+    n: int | optax.ScalarOrSchedule,
     m: int,
     *,
     every: int | jax.Array = 1,
@@ -24,32 +24,36 @@ def gradual_n_m(
     score: ScoreFn = magnitude,
     prunable: Prunable = matrices,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Prunes to N of every M while training: the last link of an optax chain.
+    r"""Prunes to N of every M weights during training: the last link of an optax chain.
 
-    Update k = 1, 2, ... keeps, when ``k % every == 0``, the ``n(k)`` best of every
-    ``m`` consecutive weights along an axis, by the scores of the parameters that it is
-    given, inside the mask so far: what is pruned stays pruned. Other updates only
-    enforce the mask, and before the first due update nothing is pruned. From M:M over
-    (M-1):M down to N:M, the weights that stay have the time to make up for the others.
+    When ``k % every == 0``, update k = 1, 2, ... keeps the ``n(k)`` best of every ``m``
+    consecutive weights along an axis, by the scores of the parameters before the
+    update. Pruned weights stay pruned, and every update keeps them at 0. Before the
+    first mask update nothing is pruned. With a schedule from M:M over (M-1):M down to
+    N:M, the remaining weights have time to adapt.
 
     Args:
-      n: weights kept in every group: a whole number in [0, m], or an optax schedule of
-        the update's number k, rounded to the nearest whole number, half to even. A
-        schedule is traced: what it gives outside [0, m] counts as the nearer end.
-      m: the size of a group, at least 1.
-      every: updates between mask updates, at least 1.
-      axis: the axis cut into groups; -2 is the reduction axis of Flax kernels.
-      score: ``score(params) -> scores``, larger = keep; it sees parameters only.
-      prunable: which leaves take part; `divisible_by` leaves those that do not divide
-        dense.
+      n: weights kept in each group: a whole number in [0, m], or an optax schedule of
+        the number k of the update, whose values are rounded half to even and clipped to
+        [0, m].
+      m: weights in a group, at least 1.
+      every: updates between mask updates, at least 1. In a training run shorter than
+        this, nothing is pruned.
+      axis: the axis that is divided into groups; -2 is the input axis of Flax kernels.
+      score: ``score(params) -> scores``, larger = keep; it is called with the
+        parameters only.
+      prunable: which leaves to prune; the remaining leaves are kept whole. Use
+        `divisible_by` to keep leaves dense whose axis is not a multiple of ``m``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with a `SparseState`.
 
     Raises:
       ValueError: if ``n`` is a number outside [0, m], or ``m`` or ``every`` is less
-        than 1; at update, without ``params``, or if a prunable leaf's axis is not a
-        multiple of ``m``.
+        than 1; at update, if ``params`` is missing, the gradients do not match it, or
+        the axis of a prunable leaf is not a multiple of ``m``.
+      TypeError: if ``score`` is not a function or ``axis`` is not an integer; at init,
+        if a parameter is not floating.
 
     Example:
       >>> import jax.numpy as jnp, optax, jaxprune as jp
@@ -75,7 +79,7 @@ def gradual_n_m(
     _checks.check_callable(score, "score", "score(params) -> scores")
 
     def pruned(params: Params, mask: Mask, step: jax.Array) -> Mask:
-        number = n
+        number: Any = n
         if callable(n):
             number = jnp.round(jnp.asarray(n(step))).astype(jnp.int32)
         scores = score(apply_mask(params, mask))

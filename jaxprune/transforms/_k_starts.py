@@ -1,12 +1,13 @@
-"""K-starts: dense training picks the fittest of k random masks."""
+"""K-starts: dense training chooses the fittest of k random masks."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 
-from jaxprune._types import Mask, Params, Prunable, Scores
+from jaxprune._types import Key, Mask, Numeric, Params, Prunable, Scores
 from jaxprune.core import _checks
 from jaxprune.core._dtypes import upcast_half
 from jaxprune.core._prunable import matrices, select_prunable
@@ -19,92 +20,76 @@ from jaxprune.transforms._keep_sparse import (
     zeros_first,
 )
 from jaxprune.transforms._state import initial_mask, narrowed
+from jaxprune.transforms._states import KStartsState
 from jaxprune.transforms._when_due import when_due
 
 
-class KStartsState(NamedTuple):
-    """The state of `k_starts`.
-
-    Attributes:
-      step: how many updates were made, int32.
-      mask: the mask in use, a tree of bool like the parameters.
-      evidence: the sum of absolute gradients so far, like the parameters, float32 or
-        wider; ``()`` where the fitness is the magnitude alone.
-      fitness: how fit each of the k masks was found, float32 of shape (k,); zeros
-        before the choice.
-      key: the data of the random key that the masks are drawn from.
-    """
-
-    step: jax.Array
-    mask: Mask
-    evidence: Any
-    fitness: jax.Array
-    key: jax.Array
-
-
 def k_starts(
-    key: jax.Array,
+    key: Key,
     k: int,
-    sparsity: Any,
+    sparsity: PyTree[Numeric],
     *,
     select_at: int | jax.Array,
     fitness: str = "both",
     mode: str = "shared",
     prunable: Prunable = matrices,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Keeps the fittest of k random masks: the last link of an optax chain.
+    r"""Chooses the fittest of k random masks: the last link of an optax chain.
 
-    Training is dense, or through the union of the k masks, until update ``select_at``,
-    which keeps the fittest and prunes by it; nothing is reset. A mask :math:`m` is as
-    fit as the share of the weights' magnitude, and of the gradients' gathered so far,
-    that it keeps,
+    All weights, or those of the union of the k masks, are trained until update
+    ``select_at``, which chooses the fittest mask and prunes with it. Nothing is reset.
+    The fitness of a mask :math:`m` is the share of the weights' magnitude, or of the
+    gradients' magnitude so far, that it keeps,
 
     .. math:: F = \frac{1}{n} \sum_{l=1}^{n} \frac{\sum_{i \in l} m_i x_i}
                                                   {\sum_{i \in l} x_i},
               \qquad x = |\theta| \text{ or } \sum_{t} |g_t|,
 
-    the mean over the n prunable leaves, and for "both" over the two. Our reading of a
-    paper of which only the abstract was at hand: what is trained before the choice, the
-    share leaf by leaf (else wide layers decide) and the sum over all updates from the
-    first to ``select_at`` are choices. Two other readings need no link. In turns, every
-    step trains through another mask: `forward_sparse` with
-    ``layerwise_mask(random(keys[step % k])(params), sparsity)`` as both of its masks,
-    ``keys = jax.random.split(key, k)``. Apart, k networks with a mask each are trained
-    by one ``vmap`` over those keys. The masks keep equal counts, so with n weights
-    their shares differ by some :math:`1 / \sqrt n` only: look at the ``fitness`` in the
-    state before reading much into the winner.
+    averaged over the n prunable leaves, and for "both" over the two. We could read only
+    the paper's abstract. Which weights are trained before the choice, the share per
+    leaf (without which wide layers decide) and the sum over updates 1 to ``select_at``
+    are our choices.
 
-    The masks are drawn from the key one after the other, and all but the best dropped:
-    none is stored but the mask in use. A weight that is pruned already, or exactly 0
-    in the parameters given, say by a link before this one, is the first to go in all of
-    them. (What such a link prunes in the same update is not seen yet.) Inside
-    ``shard_map`` on sharded parameters every shard chooses for itself: pass
-    ``check_vma=False`` there, as ``fitness`` then differs from shard to shard.
+    Two other readings of the paper need no link. To train through another mask in each
+    step, pass ``layerwise_mask(random(keys[step % k])(params), sparsity)`` as both
+    masks of `forward_sparse`, with ``keys = jax.random.split(key, k)``. To train k
+    networks with one mask each, use ``vmap`` over those keys.
+
+    All masks keep the same counts, so with n weights their shares differ by about
+    :math:`1 / \sqrt n`. Look at ``fitness`` in the state before you trust the winner.
+
+    The masks are drawn from the key one at a time, and only the best is kept. Weights
+    that are already pruned, or exactly 0 before the update because of an earlier link,
+    are removed first in all of them. (Weights that an earlier link removes in the same
+    update are not seen yet.) Inside ``shard_map`` on sharded parameters each shard
+    chooses its own mask; pass ``check_vma=False`` there, because ``fitness`` then
+    differs between shards.
 
     Args:
-      key: a JAX random key. Its data is copied into the state, and that is what counts.
-      k: how many masks, at least 1; one is a random static mask.
-      sparsity: fraction removed of each prunable leaf, exactly, in [0, 1): a number, or
-        a tree of numbers such as `erk` returns.
-      select_at: the update that makes the choice, at least 1.
-      fitness: "magnitude" of the weights that it is given, "gradient" or "both".
-      mode: what is trained before the choice. "shared": all weights, dense. "union":
-        those that any of the k masks keeps; the others are 0 from the first update on,
-        from the first step on after ``apply_mask(params, get_mask(state, params))``.
-      prunable: which leaves take part.
+      key: a JAX random key. Its data is copied into the state, and read from there.
+      k: the number of masks, at least 1; with 1 this is a random static mask.
+      sparsity: fraction of each prunable leaf removed, in [0, 1): a number, or a tree
+        of numbers, such as `erk` returns.
+      select_at: the update that chooses the mask, at least 1.
+      fitness: "magnitude" of the weights before the update, "gradient", or "both".
+      mode: which weights are trained before the choice. "shared" trains all weights,
+        and "union" those that at least one of the masks keeps. The remaining weights
+        are 0 after the first update; to start with them at 0, use
+        ``apply_mask(params, get_mask(state, params))``.
+      prunable: which leaves to prune; the remaining leaves are kept whole.
 
     Returns:
-      An ``optax.GradientTransformationExtraArgs`` with a `KStartsState`. Gradients are
-      taken from the extra argument ``grad`` of ``update``, a tree like the parameters:
-      ``tx.update(grads, opt_state, params, grad=grads)``. Without it, it is the updates
-      that reach the link that are summed (of Adam, say, nearly equal in size
-      everywhere), and every update writes them to memory, also after the choice.
+      An ``optax.GradientTransformationExtraArgs`` with a `KStartsState`. Pass the
+      gradients, a tree like the parameters, as the extra argument ``grad``:
+      ``tx.update(grads, opt_state, params, grad=grads)``. Without it, the link sums the
+      magnitudes of the updates that it receives. With Adam these are nearly equal
+      everywhere, and every update writes them to memory, even after the choice.
 
     Raises:
-      ValueError: if ``sparsity`` is outside [0, 1), ``k`` or ``select_at`` less than 1,
-        or ``fitness`` or ``mode`` none of those named; at update, without ``params``,
-        or if ``grad`` does not match them.
-      TypeError: at update, if a leaf is not floating.
+      ValueError: if ``sparsity`` is outside [0, 1), ``k`` or ``select_at`` is less than
+        1, or ``fitness`` or ``mode`` is invalid; at update, if ``params`` is missing or
+        the gradients do not match it.
+      TypeError: if ``key`` is not a random key; at update, if a leaf is not floating.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxprune as jp
@@ -132,13 +117,13 @@ def k_starts(
         _checks.check_sparsity(sparsity)
     if fitness not in _FITNESS:
         raise ValueError(
-            f"fitness is 'magnitude', 'gradient' or 'both'; got {fitness!r}. It says "
-            "which share a random mask should keep most of."
+            f"fitness must be 'magnitude', 'gradient' or 'both'; got {fitness!r}. The "
+            "mask that keeps the largest share of it is chosen."
         )
     if mode not in ("shared", "union"):
         raise ValueError(
-            f"mode is 'shared' or 'union'; got {mode!r}. It says what is trained until "
-            "the choice: all weights, or those that any of the masks keeps."
+            f"mode must be 'shared' or 'union'; got {mode!r}. Until the choice, "
+            "'shared' trains all weights and 'union' those that any mask keeps."
         )
     by_weight, by_gradient = _FITNESS[fitness]
 
@@ -163,7 +148,7 @@ def k_starts(
         )
 
     def update(
-        updates: Any,
+        updates: optax.Updates,
         state: Any,
         params: Params | None = None,
         *,
@@ -196,8 +181,8 @@ def k_starts(
                 noise = zeros_first(random(key)(given), apply_mask(given, prior))
                 mask = layerwise_mask(noise, sparsity, prunable=prunable, prior=prior)
                 fit = jnp.mean(jnp.stack([_share(mask, x, flags) for x in signals]))
-                # Of equals the first. One that is not a number has nothing to say for
-                # it but that a choice must be made.
+                # The first of equal masks wins. A NaN ranks below every number, but
+                # above the start value, so that some mask is chosen.
                 value = jnp.where(jnp.isnan(fit), -0.5, fit)
                 better = value > best[1]
                 return jax.tree.map(
@@ -220,7 +205,7 @@ _FITNESS = {"magnitude": (True, False), "gradient": (False, True), "both": (True
 
 
 def _no_evidence(params: Any) -> Any:
-    """Zeros like the parameters, and where they lie; optax's placeholder as it is."""
+    """Returns zeros like the parameters; optax's placeholder is returned unchanged."""
     if not jax.tree.leaves(params):
         return params
     return jax.tree.map(
@@ -239,9 +224,9 @@ def _gathered(evidence: Any, gradient: Any, mask: Mask) -> Any:
 
 
 def _share(mask: Mask, sizes: Scores, flags: list[bool]) -> jax.Array:
-    """How much of a leaf's total size a mask keeps, on the mean of the chosen leaves.
+    """Returns the share of each leaf's sum that a mask keeps, averaged over leaves.
 
-    A leaf without any size has no share to keep: 0, whatever the mask.
+    The share of a leaf whose sum is 0 is 0, whatever the mask.
     """
     shares = []
     for m, x, flag in zip(

@@ -1,6 +1,6 @@
-"""Sparse training as optax transformations: the mask lives in the optimizer state."""
+"""Training with a fixed mask: optax transformations that hold it in their state."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,32 +9,7 @@ import optax
 from jaxprune._types import Mask, Params, Scores
 from jaxprune.core import _checks
 from jaxprune.transforms._state import initial_mask
-
-
-class SparseState(NamedTuple):
-    """The state of `keep_sparse`, `gradual` and `gradual_n_m`.
-
-    Attributes:
-      step: how many updates were made, int32.
-      mask: the mask in use, a tree of bool like the parameters.
-    """
-
-    step: jax.Array
-    mask: Mask
-
-
-class SparseWrapperState(NamedTuple):
-    """The state of `sparse`, `rigl` and `granet`.
-
-    Attributes:
-      step: how many updates were made, int32.
-      mask: the mask in use, a tree of bool like the parameters.
-      inner_state: the state of the wrapped optimizer.
-    """
-
-    step: jax.Array
-    mask: Mask
-    inner_state: Any
+from jaxprune.transforms._states import SparseState, SparseWrapperState
 
 
 def keep_sparse(
@@ -42,27 +17,26 @@ def keep_sparse(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps pruned weights at exactly 0: the last link of an optax chain.
 
-    .. math:: u_i \mapsto u_i \text{ where } m_i, \text{ else } -\theta_i,
+    .. math:: u_i \mapsto u_i \text{ where } m_i, \text{ else } -\theta_i
 
-    so that after ``optax.apply_updates`` a pruned weight is exactly 0 from the first
-    update on, whatever momentum, weight decay or rewinding would make of it. The rest
-    of the training loop does not change. Start from ``apply_mask(params, mask)`` if the
-    first forward pass is to be sparse too, or if a pruned weight is infinite or NaN: no
-    update that is added makes that 0.
+    After ``optax.apply_updates`` a pruned weight is exactly 0, from the first update
+    on, despite momentum, weight decay or rewinding. Nothing else in the training loop
+    changes. To make the first forward pass sparse too, start from
+    ``apply_mask(params, mask)``. That is also needed if a pruned weight is infinite or
+    NaN, because no added update makes it 0.
 
     Args:
-      mask: a tree of bool like the parameters, ``True`` = kept; copied into the state.
-        None starts from all True: for abstract initialisation, before a checkpoint is
-        restored or `set_mask` is called.
+      mask: a tree of bool like the parameters, ``True`` = kept. It is copied into the
+        state. None starts with all True, for abstract initialization, before a
+        checkpoint is restored, or before `set_mask`.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with a `SparseState`. Inside
-      ``optax.masked`` and ``optax.partition`` the mask is narrowed to the leaves seen.
+      ``optax.masked`` and ``optax.partition`` it uses the visible leaves of the mask.
 
     Raises:
-      ValueError: at init, if the mask does not match the parameters or keeps nothing
-        anywhere; at update, without ``params``,
-        or with gradients that are not like them.
+      ValueError: at init, if the mask does not match the parameters or keeps no weight
+        at all; at update, if ``params`` is missing or the gradients do not match it.
       TypeError: at init, if the mask is not bool.
 
     Example:
@@ -79,7 +53,7 @@ def keep_sparse(
         return SparseState(jnp.zeros([], jnp.int32), initial_mask(mask, params))
 
     def update(
-        updates: Any, state: Any, params: Params | None = None, **extra: Any
+        updates: optax.Updates, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[Any, SparseState]:
         del extra
         params = require_params(params, updates, "keep_sparse")
@@ -92,25 +66,25 @@ def keep_sparse(
 def sparse(
     inner: optax.GradientTransformation, mask: Mask | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Wraps an optimizer so that it sees and moves kept weights only.
+    r"""Wraps an optimizer so that it sees and updates kept weights only.
 
-    Gradients of pruned weights are 0 on the way in, so that clipping, norms and moments
-    are those of the kept weights, and the mask is enforced on the way out as by
-    `keep_sparse`. One mask, in one state.
+    The optimizer gets a gradient of 0 for pruned weights, so clipping, norms and
+    moments depend on kept weights only. The wrapper then keeps pruned weights at
+    exactly 0, as `keep_sparse` does. Both use one mask, in one state.
 
     Args:
       inner: any optax transformation.
-      mask: a tree of bool like the parameters, ``True`` = kept; copied into the state.
-        None starts from all True.
+      mask: a tree of bool like the parameters, ``True`` = kept. It is copied into the
+        state. None starts with all True, as in `keep_sparse`.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with a `SparseWrapperState`.
 
     Raises:
-      ValueError: at init, if the mask does not match the parameters or keeps nothing
-        anywhere; at update, without ``params``,
-        or with gradients that are not like them.
-      TypeError: at init, if the mask is not bool.
+      ValueError: at init, if the mask does not match the parameters or keeps no weight
+        at all; at update, if ``params`` is missing or the gradients do not match it.
+      TypeError: if ``inner`` is not an optax transformation; at init, if the mask is
+        not bool.
 
     Example:
       >>> import jax.numpy as jnp, optax, jaxprune as jp
@@ -129,7 +103,7 @@ def sparse(
         return SparseWrapperState(step, initial_mask(mask, params), inner.init(params))
 
     def update(
-        updates: Any, state: Any, params: Params | None = None, **extra: Any
+        updates: optax.Updates, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[Any, SparseWrapperState]:
         params = require_params(params, updates, "sparse")
         updates = zeroed(updates, state.mask)
@@ -143,39 +117,39 @@ def sparse(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def zeroed(updates: Any, mask: Mask) -> Any:
-    """Hides the gradients of pruned weights, a NaN among them too."""
+def zeroed(updates: optax.Updates, mask: Mask) -> Any:
+    """Sets the updates of pruned weights to 0, even if they are NaN."""
     return jax.tree.map(lambda u, m: jnp.where(m, u, jnp.zeros_like(u)), updates, mask)
 
 
-def zero_pruned(updates: Any, mask: Mask, params: Params) -> Any:
-    """Sends the pruned weights to exactly 0, in the parameters' dtype."""
+def zero_pruned(updates: optax.Updates, mask: Mask, params: Params) -> Any:
+    """Replaces the updates of pruned weights by those that make them exactly 0."""
     return jax.tree.map(
         lambda u, m, p: jnp.where(m, u.astype(p.dtype), -p), updates, mask, params
     )
 
 
 def zeros_first(scores: Scores, params: Params) -> Scores:
-    """Has the weights that are exactly 0, and so removed already, go first."""
+    """Ranks weights that are exactly 0, and so already removed, below all others."""
     return jax.tree.map(lambda s, p: jnp.where(p != 0, s, -jnp.inf), scores, params)
 
 
 def incremented(step: jax.Array) -> jax.Array:
-    """The next step, which stays at the largest int32 instead of overflowing."""
+    """Returns the next step, or the largest int32 instead of overflowing."""
     return jnp.asarray(optax.safe_increment(step))
 
 
-def require_params(params: Params | None, updates: Any, name: str) -> Params:
-    """Returns the parameters if the updates are like them, or says what is missing."""
+def require_params(params: Params | None, updates: optax.Updates, name: str) -> Params:
+    """Returns the parameters; raises if they are missing or unlike the updates."""
     if params is None:
         raise ValueError(
-            f"jaxprune.{name} needs the parameters to keep pruned weights at 0. Call "
-            "tx.update(grads, opt_state, params)."
+            f"jaxprune.{name} needs the parameters to keep pruned weights at 0. Pass "
+            "them to update: tx.update(grads, opt_state, params)."
         )
     _checks.check_like(updates, params, f"jaxprune.{name}: grads", "params")
     return params
 
 
 def value_at(value: Any, step: jax.Array) -> Any:
-    """A schedule's value at a step, or the number that it is."""
+    """Returns the value of a schedule at a step; numbers are returned unchanged."""
     return value(step) if callable(value) else value

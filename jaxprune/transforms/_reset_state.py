@@ -1,4 +1,4 @@
-"""The optimizer state of weights that come back, in any optax optimizer."""
+"""Resets the state of an optax optimizer for weights that grow."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ from jaxprune.transforms._state import is_masked_node
 def check_resettable(
     inner: optax.GradientTransformation, params: Any, name: str
 ) -> None:
-    """Raises unless ``inner`` keeps its state weight by weight, where optax finds it.
+    """Raises unless the state of ``inner`` is like the parameters, as optax finds it.
 
     Args:
       inner: the wrapped optimizer.
-      params: the parameters that it is to be initialised with; nothing is computed.
-      name: the transform's name, for the error.
+      params: the parameters to initialize it with; only shapes are evaluated.
+      name: the transformation's name, for the error.
     """
     state = jax.eval_shape(inner.init, params)
     refused = []
@@ -34,20 +34,20 @@ def check_resettable(
     try:
         optax.tree.map_params(inner, look, state, paths, params, is_leaf=is_masked_node)
     except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(_refusal(name, "it is laid out otherwise")) from error
+        raise ValueError(_refusal(name, "its tree is different")) from error
     if refused:
         path, shape, found = refused[0]
-        detail = f"for the leaf {path} of shape {shape} it has shape {found}"
+        detail = f"for the leaf {path} of shape {shape} it has the shape {found}"
         raise ValueError(_refusal(name, detail))
 
 
 def check_steady(before: Any, after: Any, name: str) -> None:
-    """Raises if the optimizer's state has another structure after its update."""
+    """Raises if an update changed the structure of the optimizer's state."""
     if jax.tree.structure(before) != jax.tree.structure(after):
         raise ValueError(
-            f"jaxprune.{name} wraps an optimizer whose state keeps its tree structure, "
-            "but here it changed on the update. Put the link that changes it "
-            f"(optax.monitor does) beside: optax.chain(jp.{name}(...), "
+            f"jaxprune.{name} wraps optimizers whose state keeps its tree structure, "
+            "but an update changed it. Move the link that changes it, such as "
+            f"optax.monitor, out of the wrapper: optax.chain(jp.{name}(...), "
             "optax.monitor(...))."
         )
 
@@ -55,20 +55,20 @@ def check_steady(before: Any, after: Any, name: str) -> None:
 def fresh_where(
     grown: Any, state: Any, inner: optax.GradientTransformation, params: Any
 ) -> Any:
-    """Gives the parameter-like state of grown weights the value that it began with.
+    """Resets the parameter-like state of grown weights to its initial value.
 
-    They start at 0, so it is the value that ``inner.init`` gives a 0.
+    Grown weights start at 0, so this is the value that ``inner.init`` gives a 0.
 
     Args:
       grown: a tree of bool like ``params``.
       state: the state of ``inner``.
-      inner: an optimizer that `check_resettable` lets pass.
+      inner: an optimizer that `check_resettable` accepts.
       params: the parameters, for their shapes.
 
     Returns:
       A state like ``state``.
     """
-    # In the order of the state: what is not like the parameters is passed by in both.
+    # Both calls visit the parameter-like values of the state in the same order.
     fresh: list[Any] = []
     start = inner.init(jax.tree.map(jnp.zeros_like, params))
     optax.tree.map_params(inner, fresh.append, start, is_leaf=is_masked_node)
@@ -84,15 +84,15 @@ def fresh_where(
 
 
 def _is_flag(value: Any) -> bool:
-    """Tells whether a value is one flag of a whole leaf, as ``optax.zero_nans`` has."""
+    """Returns whether a value is a flag for a whole leaf, as in ``optax.zero_nans``."""
     return np.shape(value) == () and value.dtype == jnp.bool_
 
 
 def _refusal(name: str, detail: str) -> str:
     return (
-        f"jaxprune.{name} gives a weight that comes back the optimizer state that it "
-        "began with, so the wrapped optimizer's state must have the parameters' tree "
-        f"and shapes; {detail}. SGD, Adam and most others will do; factored or shared "
-        "state (adafactor, novograd, sm3, galore, optax.flatten) will not. With a "
-        "fixed mask, jp.sparse takes any optimizer."
+        f"jaxprune.{name} resets the optimizer state of weights that grow, so the "
+        f"state must have the tree and shapes of the parameters; {detail}. SGD, Adam "
+        "and most optimizers work. Those with factored or shared state (adafactor, "
+        "novograd, sm3, galore, optax.flatten) do not. With a fixed mask, jp.sparse "
+        "accepts any optimizer."
     )

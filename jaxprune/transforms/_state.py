@@ -1,10 +1,7 @@
-"""Masks in optimizer states: how they start, and how users read and swap them.
+"""Masks in optimizer states: how they start, and how users read and swap them."""
 
-A mask state is a NamedTuple whose first fields are ``step`` and ``mask``, wherever it
-stands in an optax state.
-"""
-
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +10,15 @@ import optax
 from jaxprune._types import Mask, Params
 from jaxprune.core import _checks
 from jaxprune.core._placement import all_true, is_cut, shard_like
+from jaxprune.transforms._states import MaskState
 
 
 def initial_mask(mask: Mask | None, params: Any) -> Any:
-    """The mask that a link starts from: a checked copy, or all True.
+    """Returns the mask that a link starts from: a checked copy, or all True.
 
-    It is narrowed to the leaves that the link sees inside ``optax.masked``, and lies
-    where the parameters lie. A tree without leaves is handed back: optax passes one to
-    find the parameter-like parts of a state.
+    It has the parameters' shardings, and covers only the leaves that ``optax.masked``
+    leaves visible. A tree without leaves is returned as is: optax passes one to find
+    the parts of a state that are like the parameters.
     """
     if not jax.tree.leaves(params):
         return params
@@ -32,23 +30,23 @@ def initial_mask(mask: Mask | None, params: Any) -> Any:
     return jax.tree.map(copied_like, mask, params)
 
 
-def get_mask(opt_state: Any, params: Params) -> Mask:
+def get_mask(opt_state: optax.OptState, params: Params) -> Mask:
     """Reads the mask in use from any optimizer state, as a full mask.
 
-    With several links (a chain of two, ``optax.partition``) it is their conjunction;
-    leaves that no link sees are all True. With one link,
-    ``optax.tree.get(opt_state, "mask")`` reads the same.
+    The states of jaxprune's transformations are found by their type, however deep they
+    are nested. If there are several (two links in a chain, ``optax.partition``), a
+    weight is kept if all of them keep it. Leaves that no link sees are all True. With
+    one link, ``optax.tree.get(opt_state, "mask")`` returns the same mask.
 
     Args:
-      opt_state: the state of an optax transformation that holds at least one jaxprune
-        link.
-      params: the parameters, for the structure.
+      opt_state: the state of an optax transformation with at least one jaxprune link.
+      params: the parameters; only their structure, shapes and shardings are read.
 
     Returns:
       A mask like ``params``.
 
     Raises:
-      ValueError: if there is no mask in the state, or it does not match ``params``.
+      ValueError: if the state holds no mask, or it does not match ``params``.
 
     Example:
       >>> import jax.numpy as jnp, optax, jaxprune as jp
@@ -68,23 +66,22 @@ def get_mask(opt_state: Any, params: Params) -> Mask:
     return full
 
 
-def set_mask(opt_state: Any, mask: Mask) -> Any:
+def set_mask(opt_state: optax.OptState, mask: Mask) -> optax.OptState:
     """Writes a mask into every link of an optimizer state.
 
-    Nothing is compiled again. The next update sets the newly pruned weights to 0; a
-    weight that the new mask brings back starts from the 0 that it stands at.
+    Jitted training steps are not recompiled. The next update sets newly pruned weights
+    to 0, and weights that the new mask brings back are trained from 0 on.
 
     Args:
-      opt_state: the state of an optax transformation that holds at least one jaxprune
-        link.
-      mask: a tree of bool like the parameters; copied, and narrowed for links inside
-        ``optax.masked`` and ``optax.partition``.
+      opt_state: the state of an optax transformation with at least one jaxprune link.
+      mask: a tree of bool like the parameters, ``True`` = kept. It is copied; a link
+        inside ``optax.masked`` or ``optax.partition`` gets the leaves that it sees.
 
     Returns:
-      A new state.
+      A new state of the same structure.
 
     Raises:
-      ValueError: if there is no mask in the state, or the new one does not match it.
+      ValueError: if the state holds no mask, or ``mask`` does not match it.
       TypeError: if the mask is not bool.
 
     Example:
@@ -101,46 +98,34 @@ def set_mask(opt_state: Any, mask: Mask) -> Any:
     def written(node: Any) -> Any:
         if not _is_mask_state(node):
             return node
-        new = narrowed(mask, node.mask)
-        old_leaves, structure = jax.tree.flatten(node.mask)
-        new = jax.tree.unflatten(structure, _matching_leaves(new, node.mask))
+        leaves = _matching_leaves(narrowed(mask, node.mask), node.mask)
+        new = jax.tree.structure(node.mask).unflatten(leaves)
         _checks.check_mask(new, node.mask, "mask")
-        new = jax.tree.unflatten(
-            structure,
-            [
-                copied_like(leaf, old)
-                for leaf, old in zip(jax.tree.leaves(new), old_leaves, strict=True)
-            ],
-        )
-        rest = {
-            field: jax.tree.map(written, getattr(node, field), is_leaf=_is_mask_state)
-            for field in node._fields
-            if field not in ("step", "mask")
-        }
-        return node._replace(mask=new, **rest)
+        node = node._replace(mask=jax.tree.map(copied_like, new, node.mask))
+        if not hasattr(node, "inner_state"):
+            return node
+        return node._replace(inner_state=in_all(node.inner_state))
 
-    return jax.tree.map(written, opt_state, is_leaf=_is_mask_state)
+    def in_all(state: Any) -> Any:
+        return jax.tree.map(written, state, is_leaf=_is_mask_state)
+
+    return in_all(opt_state)
 
 
-def _is_mask_state(node: Any) -> bool:
-    return isinstance(node, tuple) and getattr(node, "_fields", ())[:2] == (
-        "step",
-        "mask",
-    )
+def _is_mask_state(node: Any) -> TypeGuard[MaskState]:
+    return isinstance(node, MaskState)
 
 
-def _mask_states(opt_state: Any) -> list[Any]:
-    """All mask states, outermost first, those inside wrappers included."""
+def _mask_states(opt_state: Any) -> list[MaskState]:
+    """Lists all mask states, the outer before those that they wrap."""
     found = []
     for node in jax.tree.leaves(opt_state, is_leaf=_is_mask_state):
         if _is_mask_state(node):
-            found.append(node)
-            for field in node._fields[2:]:
-                found += _mask_states(getattr(node, field))
+            found += [node, *_mask_states(getattr(node, "inner_state", ()))]
     return found
 
 
-def _require_states(states: list[Any]) -> None:
+def _require_states(states: list[MaskState]) -> None:
     if not states:
         raise ValueError(
             "The optimizer state holds no mask. Put jp.keep_sparse(mask) at the end of "
@@ -149,62 +134,51 @@ def _require_states(states: list[Any]) -> None:
 
 
 def is_masked_node(node: Any) -> bool:
-    """Tells whether optax has hidden what stands here."""
+    """Returns whether optax has hidden the leaf or subtree at this place."""
     return isinstance(node, optax.MaskedNode)
 
 
 def narrowed(mask: Any, tree: Any) -> Any:
     """Puts ``optax.MaskedNode`` into a mask wherever the tree has one."""
-    nodes, structure = jax.tree.flatten(tree, is_leaf=is_masked_node)
-    if not any(map(is_masked_node, nodes)):
+    if not _hides_something(tree):
         return mask
-    leaves = jax.tree.leaves(mask)
-    if len(leaves) == len(nodes):
-        pairs = zip(nodes, leaves, strict=True)
-        return structure.unflatten(n if is_masked_node(n) else m for n, m in pairs)
-    try:  # A node may stand for a whole subtree.
-        return jax.tree.map(
-            lambda n, m: n if is_masked_node(n) else m,
-            tree,
-            mask,
-            is_leaf=is_masked_node,
-        )
-    except ValueError as error:
-        raise _does_not_fit(mask, tree) from error
+    return _map_hidden(lambda n, m: n if is_masked_node(n) else m, tree, mask)
 
 
 def _widened(mask: Any, full: Any) -> Any:
-    """Puts all True into a mask wherever it has an ``optax.MaskedNode``."""
-    nodes = jax.tree.leaves(mask, is_leaf=is_masked_node)
-    if not any(map(is_masked_node, nodes)):
-        return jax.tree.structure(full).unflatten(_matching_leaves(mask, full))
-    leaves, structure = jax.tree.flatten(full)
+    """Fills every ``optax.MaskedNode`` of a mask from a full mask."""
+    if _hides_something(mask):
+        mask = _map_hidden(lambda n, f: f if is_masked_node(n) else n, mask, full)
+    return jax.tree.structure(full).unflatten(_matching_leaves(mask, full))
+
+
+def _hides_something(tree: Any) -> bool:
+    return any(map(is_masked_node, jax.tree.leaves(tree, is_leaf=is_masked_node)))
+
+
+def _map_hidden(choose: Callable[[Any, Any], Any], tree: Any, full: Any) -> Any:
+    """Maps over a tree that hides leaves or subtrees of another.
+
+    With as many leaves, the containers of the two may differ.
+    """
+    nodes, structure = jax.tree.flatten(tree, is_leaf=is_masked_node)
+    leaves = jax.tree.leaves(full)
     if len(leaves) == len(nodes):
-        pairs = zip(nodes, leaves, strict=True)
-        return structure.unflatten(f if is_masked_node(n) else n for n, f in pairs)
-    try:  # A node may stand for a whole subtree.
-        return jax.tree.map(
-            lambda n, f: f if is_masked_node(n) else n,
-            mask,
-            full,
-            is_leaf=is_masked_node,
-        )
+        return structure.unflatten(map(choose, nodes, leaves))
+    try:  # A node may hide a whole subtree.
+        return jax.tree.map(choose, tree, full, is_leaf=is_masked_node)
     except ValueError as error:
-        raise _does_not_fit(mask, full) from error
-
-
-def _does_not_fit(mask: Any, tree: Any) -> ValueError:
-    return ValueError(
-        "mask must have the tree structure of params, or of the leaves that "
-        f"optax.masked leaves over; got {jax.tree.structure(mask)} for "
-        f"{jax.tree.structure(tree)}."
-    )
+        raise ValueError(
+            "mask must have the tree structure of params, or of the leaves that "
+            f"optax.masked leaves visible; got {jax.tree.structure(full)} and "
+            f"{jax.tree.structure(tree)}."
+        ) from error
 
 
 def _matching_leaves(tree: Any, reference: Any) -> list[Any]:
-    """The leaves of a tree; their number must be that of the reference.
+    """Lists a tree's leaves; raises unless there are as many as in the reference.
 
-    Containers may differ: ``nnx.Optimizer`` keeps a mask in variables of its own.
+    Containers may differ: ``nnx.Optimizer`` keeps a mask in its own variables.
     """
     leaves = jax.tree.leaves(tree)
     if len(leaves) != len(jax.tree.leaves(reference)):
@@ -213,9 +187,9 @@ def _matching_leaves(tree: Any, reference: Any) -> list[Any]:
 
 
 def copied_like(mask: Any, leaf: Any) -> jax.Array:
-    """Copies a mask, so that donation spares the user's, to where ``leaf`` lies."""
+    """Copies a mask to the devices of ``leaf``, so that donation spares the user's."""
     copy = shard_like(jnp.array(mask, copy=True), leaf)
-    # While tracing, an Explicit mesh wants to be told; elsewhere the type says nothing.
+    # On Explicit meshes shardings are part of the type, also while tracing.
     sharding = jax.typeof(leaf).sharding
     if is_cut(sharding) and jax.typeof(copy).sharding != sharding:
         return jax.sharding.reshard(copy, sharding)

@@ -1,4 +1,4 @@
-"""Training dense weights through a sparse forward pass: the loss side of pruning."""
+"""Straight-through estimators: dense weights trained through a sparse forward pass."""
 
 import functools
 from collections.abc import Callable
@@ -20,42 +20,42 @@ def forward_sparse(
     decay: float = 0.0,
     backward: Callable[[Params], Mask] | None = None,
 ) -> Callable[..., Any]:
-    r"""Runs a function on pruned parameters, and differentiates it as if on dense ones.
+    r"""Calls a function with pruned parameters, and passes gradients to the dense ones.
 
-    The forward pass sees :math:`\tilde\theta = m \odot \theta`, with the mask m of the
-    parameters at hand. The gradient goes straight through the mask, to the pruned
-    weights too,
+    The forward pass uses :math:`\tilde\theta = m \odot \theta`, where ``mask_fn``
+    computes the mask m from the current parameters. The backward pass ignores the mask,
+    so pruned weights get gradients too:
 
     .. math:: \frac{\partial L}{\partial \theta} :=
-       \frac{\partial L}{\partial \tilde\theta} + \lambda (1 - m) \odot \theta,
+       \frac{\partial L}{\partial \tilde\theta} + \lambda (1 - m) \odot \theta .
 
-    so that any weight may come back as soon as it is large enough. The parameters stay
-    dense; ``apply_mask(params, mask_fn(params))`` is the sparse model at the end. No
-    optax link is needed, and none may stand in the chain: `keep_sparse` would hold the
-    pruned weights at 0.
+    A pruned weight returns as soon as it is large enough. The parameters stay dense;
+    the sparse model at the end is ``apply_mask(params, mask_fn(params))``. Do not add a
+    link such as `keep_sparse` to the optimizer: it would keep pruned weights at 0.
 
     With ``layerwise_mask`` or ``global_mask`` of the magnitudes this is the magnitude
-    straight-through estimator; with ``n_m_mask`` and ``decay=2e-4`` it is SR-STE; with
-    two masks of magnitudes, a larger one for ``backward``, it is Top-KAST without its
+    straight-through estimator. With ``n_m_mask`` and ``decay=2e-4`` it is SR-STE. With
+    two masks of magnitudes, the larger one for ``backward``, it is Top-KAST without its
     penalty.
 
     Args:
-      fn: ``fn(params, *args, **kwargs)``, a loss or a model; what it returns is handed
-        on.
-      mask_fn: the parameters to a mask. No derivative is taken of it, and it is called
-        in every forward pass: a mask in hand is ``lambda _: mask``.
-      decay: :math:`\lambda \geq 0`, the pull of pruned weights toward 0. It is added to
-        the gradient of the parameters as it is, whatever the loss is scaled by.
-      backward: the parameters to the mask of the weights that a gradient reaches; that
-        of the others is 0. None is all of them.
+      fn: ``fn(params, *args, **kwargs)``, a loss or a model with any result.
+      mask_fn: ``mask_fn(params) -> mask``. It is called in every forward pass and not
+        differentiated. For a fixed mask pass ``lambda _: mask``.
+      decay: :math:`\lambda \geq 0`, which pulls pruned weights toward 0. It is added to
+        the gradient of the parameters, and does not scale with the loss.
+      backward: ``backward(params) -> mask``, the weights that get a gradient; the
+        gradient of all others is 0. None for all weights.
 
     Returns:
-      A function called as ``fn`` is. It has a derivative in reverse mode only.
+      A function with the signature of ``fn``. It can be differentiated in reverse mode
+      only.
 
     Raises:
       ValueError: if ``decay`` is a number below 0; when called, if a mask does not
-        match the parameters, or keeps nothing anywhere.
-      TypeError: when called, if a mask is not bool.
+        match the parameters or keeps no weight at all.
+      TypeError: if ``fn`` or ``mask_fn`` is not a function, or ``decay`` is not a
+        number; when called, if a mask is not bool.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
@@ -79,7 +79,7 @@ def forward_sparse(
     _checks.check_callable(fn, "fn", "fn(params, *args)")
     for name, value in (("mask_fn", mask_fn), ("backward", backward or mask_fn)):
         _checks.check_callable(
-            value, name, "params -> mask (a mask in hand is lambda _: mask)"
+            value, name, "params -> mask (for a fixed mask pass lambda _: mask)"
         )
 
     @functools.wraps(fn)
@@ -98,7 +98,7 @@ def forward_sparse(
 
 @jax.custom_vjp
 def _through(params: Params, mask: Any, reached: Any, decay: Any) -> Params:
-    """Applies the mask; its derivative is that of the identity, and a decay."""
+    """Applies the mask; its derivative is the identity plus a decay."""
     del reached, decay
     return apply_mask(params, mask)
 

@@ -1,4 +1,4 @@
-"""When to prune: small tests of how far training has settled, beside any loop."""
+"""Triggers that decide when to prune, for use in any training loop."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,13 +14,13 @@ from jaxprune.masks import _counting
 
 
 class Trigger(NamedTuple):
-    """Two pure functions, as an optax transformation is: when to prune.
+    """Two pure functions, like an optax transformation, that decide when to prune.
 
-    Both may be jitted; the state has fixed types.
+    Both can be jitted, and the types of the state do not change.
 
     Attributes:
       init: ``init(params) -> state``.
-      update: ``update(tree, state) -> (due, state)``: ``due`` is a scalar bool.
+      update: ``update(tree, state) -> (due, state)``, where ``due`` is a scalar bool.
     """
 
     init: Callable[[Params], Any]
@@ -28,13 +28,13 @@ class Trigger(NamedTuple):
 
 
 class EarlyCropState(NamedTuple):
-    """What `earlycrop_trigger` carries from one epoch to the next.
+    """The state of `earlycrop_trigger`.
 
     Attributes:
-      step: calls of ``update`` so far, int32.
-      reference: the weights that ``init`` was given.
-      first: their distance from the weights of the first update.
-      distance: their distance from the weights of the last update.
+      step: the number of calls of ``update``, an int32 scalar.
+      reference: a copy of the weights that were passed to ``init``.
+      first: the distance of the reference from the weights of the first update.
+      distance: the distance of the reference from the weights of the last update.
     """
 
     step: jax.Array
@@ -44,13 +44,15 @@ class EarlyCropState(NamedTuple):
 
 
 class EpiState(NamedTuple):
-    """What `epi_trigger` carries from one epoch to the next; newest first.
+    """The state of `epi_trigger`.
 
     Attributes:
-      step: calls of ``update`` so far, int32.
-      layers: which leaves are layers, in leaf order.
-      kept: the counts of the last masks, (window, leaves).
-      indicators: the last indicators, (window + 1,); -inf where undefined.
+      step: the number of calls of ``update``, an int32 scalar.
+      layers: which leaves are layers, bool of shape (leaves,).
+      kept: the kept weights of each leaf in the last masks, of shape (window, leaves),
+        the newest first.
+      indicators: the last indicators, of shape (window + 1,), the newest first; -inf
+        where undefined.
     """
 
     step: jax.Array
@@ -60,32 +62,32 @@ class EpiState(NamedTuple):
 
 
 def earlycrop_trigger(sparsity: Real, *, prunable: Prunable = matrices) -> Trigger:
-    r"""Prunes when the weights no longer move away from where they were early on.
+    r"""Triggers pruning once the weights stop moving away from a reference (EarlyCroP).
 
     With reference weights :math:`\theta_0` and weights :math:`\theta_e` after epoch e,
 
     .. math:: D_e = \frac{\|\theta_e - \theta_0\|_2}{\|\theta_0\|_2}, \qquad
        \text{prune when } |D_e - D_{e-1}| < D_1 (1 - p),
 
-    so a higher sparsity p waits for calmer weights. :math:`D_0 = 0`, so it never fires
-    at the first update. The published code takes as reference the weights after the
-    first epoch, not the initial ones: call ``init`` there, and ``update`` after every
-    later epoch. Its rule for structured pruning, the factor
-    :math:`\min(0.9 - p, 0.99)` in place of :math:`1 - p`, is that of
-    ``earlycrop_trigger(sparsity + 0.1)``.
+    so a higher sparsity p waits longer. As :math:`D_0 = 0`, the first update never
+    triggers. In the authors' code the reference is the weights after the first epoch,
+    not the initial ones: call ``init`` there, and ``update`` after each later epoch.
+    For structured pruning the code replaces :math:`1 - p` by
+    :math:`\min(0.9 - p, 0.99)`; use ``earlycrop_trigger(sparsity + 0.1)``.
 
     Args:
-      sparsity: fraction of prunable weights that is to be removed, in [0, 1).
-      prunable: which leaves are measured. The published code's choice we could not
-        read; ours is the leaves that are pruned.
+      sparsity: fraction of prunable weights that you will remove, in [0, 1).
+      prunable: which leaves are measured. We could not determine the choice of the
+        authors' code; ours is the leaves that are pruned.
 
     Returns:
-      A `Trigger` whose ``update(params, state)`` takes the current weights. The state
-      holds a copy of the reference. NaN weights never fire.
+      A `Trigger` whose ``update(params, state)`` takes the current weights. Its state
+      holds a copy of the reference. NaN weights never trigger.
 
     Raises:
       ValueError: if ``sparsity`` is not in [0, 1); at init, if nothing is prunable; at
-        update, if ``params`` are not like the reference.
+        update, if ``params`` do not match the reference.
+      TypeError: at init, if a leaf is not floating.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -100,8 +102,8 @@ def earlycrop_trigger(sparsity: Real, *, prunable: Prunable = matrices) -> Trigg
 
     References:
       Rachwan et al., `Winning the Lottery Ahead of Time: Efficient Early Network
-      Pruning <https://arxiv.org/abs/2206.10451>`_, ICML 2022; the rule is that of the
-      authors' code.
+      Pruning <https://arxiv.org/abs/2206.10451>`_, ICML 2022, and the authors' code
+      for the rule.
     """
     _checks.check_sparsity(sparsity)
 
@@ -132,42 +134,41 @@ def earlycrop_trigger(sparsity: Real, *, prunable: Prunable = matrices) -> Trigg
 def epi_trigger(
     threshold: Real, *, window: int = 5, prunable: Prunable = matrices
 ) -> Trigger:
-    r"""Prunes when the sub-network that pruning would leave no longer changes shape.
+    r"""Triggers pruning once the pruned network's layer sizes stop changing (EPI).
 
-    After every epoch t, prune on trial and count what each layer l would keep,
-    :math:`n_l^t`. Two such sub-networks are as alike as
+    After each epoch t, compute the mask that pruning would give now, and count the
+    weights :math:`n_l^t` that each of the L layers would keep. The similarity of two
+    such networks is
 
     .. math:: \Psi(t, u) = 1 - \frac{1}{L} \sum_l d_l, \qquad
        d_l = \frac{|n_l^t - n_l^u|}{n_l^t + n_l^u},
 
-    and the early pruning indicator is the mean over the last r of them,
-    :math:`\mathrm{EPI}_t = \frac{1}{r} \sum_{j=1}^r \Psi(t, t - j)`. It is time when
-    :math:`\mathrm{EPI}_t \ge \tau` and :math:`\mathrm{EPI}_t` is not below any of the r
-    indicators before it.
+    where d is 0 if both counts are 0. The early pruning indicator is the mean
+    similarity to the last r networks,
+    :math:`\mathrm{EPI}_t = \frac{1}{r} \sum_{j=1}^r \Psi(t, t - j)`. It triggers when
+    :math:`\mathrm{EPI}_t \ge \tau` and :math:`\mathrm{EPI}_t` is at least each of the r
+    previous indicators. It is defined from update r + 1 on.
 
-    The paper's text was not at hand: the rule is that of a re-implementation and of the
-    authors' figures. They disagree on r. The re-implementation has 20; the default 5 is
-    from memory of the paper, and so is r as the number of indicators looked back on. An
-    indicator is defined from update r + 1 on, and nothing fires before. Two counts of 0
-    differ by 0.
+    We could not read the paper. The rule comes from a re-implementation and the
+    authors' figures, which disagree on r: the re-implementation uses 20. The default 5,
+    and using the same r for the previous indicators, are from memory of the paper.
 
     Args:
-      threshold: the indicator from which on to prune, in (0, 1]: the authors' figures
+      threshold: the smallest indicator that triggers, in (0, 1]. The authors' figures
         show 0.983 for scores by magnitude and 0.944 for scores by gradient.
-      window: r, how many earlier masks and indicators are looked back on.
-      prunable: which leaves are layers, asked of what ``init`` is given.
+      window: r, the number of earlier masks and indicators to compare with.
+      prunable: which leaves of the tree that is passed to ``init`` are layers.
 
     Returns:
       A `Trigger`. ``init(params)`` reads structure, shapes and dtypes only.
-      ``update(mask, state)`` takes the mask of the trial: a tree of bool of that
-      structure, of any shapes. Neurons may so be counted for weights: give ``init`` the
-      group scores with ``prunable=jp.by_path("")``, and ``update`` one bool a group.
-      ``state.indicators[0]`` is the latest indicator, -inf where undefined.
+      ``update(mask, state)`` takes a tree of bool with the structure of ``params`` and
+      any shapes. To count neurons instead of weights, pass group scores to ``init``
+      with ``prunable=jp.by_path("")``, and one bool per neuron to ``update``.
+      ``state.indicators[0]`` is the latest indicator, or -inf if it is undefined.
 
     Raises:
       ValueError: if ``threshold`` is not in (0, 1] or ``window`` is less than 1; at
-        init, if nothing is prunable; at update, if the number
-        of leaves differs.
+        init, if nothing is prunable; at update, if the number of leaves differs.
       TypeError: at update, if the mask is not bool.
 
     Example:
@@ -190,8 +191,9 @@ def epi_trigger(
     """
     if not _checks.is_python_number(threshold) or not 0 < threshold <= 1:
         raise ValueError(
-            f"threshold must be a number in (0, 1], the likeness of masks from which "
-            f"on to prune; got {threshold!r}. For magnitude the authors show 0.983."
+            "threshold must be a number in (0, 1], the similarity of masks that "
+            f"triggers pruning; got {threshold!r}. For scores by magnitude the authors "
+            "show 0.983."
         )
     window = _checks.static_count(window, "window", "earlier masks")
 
@@ -209,8 +211,8 @@ def epi_trigger(
         leaves = [jnp.asarray(m) for m in jax.tree.leaves(mask)]
         if len(leaves) != state.layers.size:
             raise ValueError(
-                f"mask has {len(leaves)} leaves, but init was given "
-                f"{state.layers.size}. Pass masks of the tree that init was given."
+                f"mask has {len(leaves)} leaves, but the tree passed to init has "
+                f"{state.layers.size}. Pass masks with the structure of that tree."
             )
         kept = _uint64.to_float(_counting.count_true(leaves))
         total = kept[None] + state.kept

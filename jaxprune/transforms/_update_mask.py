@@ -1,4 +1,4 @@
-"""A mask that a function computes anew while training, whenever it is due."""
+"""Training with a mask that a function recomputes at regular intervals."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -10,12 +10,12 @@ import optax
 from jaxprune._types import Mask, Params
 from jaxprune.core import _checks
 from jaxprune.transforms._keep_sparse import (
-    SparseState,
     incremented,
     require_params,
     zero_pruned,
 )
 from jaxprune.transforms._state import initial_mask
+from jaxprune.transforms._states import SparseState
 from jaxprune.transforms._when_due import due_updates, when_due
 
 MaskFn: TypeAlias = Callable[[Params, Mask, jax.Array], Mask]
@@ -27,33 +27,34 @@ def update_mask(
     every: int | jax.Array = 1,
     until: int | jax.Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Prunes while training with masks of your own: the last link of an optax chain.
+    r"""Recomputes the mask with your function: the last link of an optax chain.
 
-    Update k = 1, 2, ... takes the mask ``fn(params, mask, k)`` when ``k % every == 0``
-    and ``k <= until``, and every update enforces the mask in use, as `keep_sparse`
-    does. Before the first due update nothing is pruned. `gradual` and `gradual_n_m` are
-    this link with functions of their own.
+    Update k = 1, 2, ... replaces the mask by ``fn(params, mask, k)`` when
+    ``k % every == 0`` and ``k <= until``. Every update keeps pruned weights at 0, as
+    `keep_sparse` does. Before the first mask update nothing is pruned. `gradual` and
+    `gradual_n_m` are built on this link.
 
     Args:
-      fn: ``fn(params, mask, step) -> mask``. It is traced, and called with the
-        parameters that the update is given, the mask so far and the number of the
-        update. A weight that the new mask brings back starts at 0; return
-        ``jax.tree.map(jnp.logical_and, new, mask)`` if pruned weights must stay pruned.
-      every: updates between mask updates, at least 1.
-      until: the last update that may change the mask; None is for ever.
+      fn: ``fn(params, mask, step) -> mask``, a traceable function of the parameters
+        before the update, the current mask and the number of the update. Weights that
+        the new mask brings back start at 0. If pruned weights must stay pruned, return
+        ``jax.tree.map(jnp.logical_and, new, mask)``.
+      every: updates between mask updates, at least 1. In a training run shorter than
+        this, nothing is pruned.
+      until: the last update that may change the mask; None for no limit.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with a `SparseState`.
 
     Raises:
-      ValueError: if ``every < 1`` or ``until`` comes before the first due update; at
-        update, without ``params``, with gradients that are not like them, or if ``fn``
-        returns a mask that is not.
-      TypeError: if ``fn`` is not a function, or its mask is not bool; at init, if a
-        parameter is not floating.
+      ValueError: if ``every < 1`` or ``until`` comes before the first mask update; at
+        update, if ``params`` is missing, or the gradients or the mask that ``fn``
+        returns do not match it.
+      TypeError: if ``fn`` is not a function; at init, if a parameter is not floating;
+        at update, if the mask that ``fn`` returns is not bool.
 
     Example:
-      Each layer loses half of its weights at update 2:
+      This link removes half of the weights of each layer at update 2:
 
       >>> import jax.numpy as jnp, optax, jaxprune as jp
       >>> params = {"w": jnp.array([[1.0, 2.0, 3.0, 4.0]])}
@@ -77,7 +78,7 @@ def updated_mask(
     every: int | jax.Array,
     until: int | jax.Array | None,
 ) -> optax.GradientTransformationExtraArgs:
-    """`update_mask` under another name, for errors."""
+    """Builds `update_mask` with the name of another transformation in its errors."""
     due = due_updates(every, until, least=1)
 
     def init(params: Params) -> SparseState:
@@ -86,7 +87,7 @@ def updated_mask(
         return SparseState(jnp.zeros([], jnp.int32), initial_mask(None, params))
 
     def update(
-        updates: Any, state: Any, params: Params | None = None, **extra: Any
+        updates: optax.Updates, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[Any, SparseState]:
         del extra
         given = require_params(params, updates, name)

@@ -1,4 +1,4 @@
-"""Work that is due on some steps only, and costs nothing on the others."""
+"""Work that is done on some steps only and costs nothing on the others."""
 
 import functools
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def _same(value: Any) -> Any:
 
 @jax.custom_batching.custom_vmap
 def _in_any_lane(flag: jax.Array) -> jax.Array:
-    """The flag; under ``vmap`` one flag for all lanes, True if it is so in any."""
+    """Returns the flag; under ``vmap``, whether the flag of any lane is True."""
     return flag
 
 
@@ -47,30 +47,28 @@ def _in_any_lane(flag: jax.Array) -> jax.Array:
 def _over_lanes(
     axis_size: int, in_batched: list[bool], flags: jax.Array
 ) -> tuple[jax.Array, bool]:
-    del axis_size, in_batched  # Called only where the flags have the lanes' axis.
+    del axis_size, in_batched  # The flags have a leading axis whenever this is called.
     return _in_any_lane(jnp.any(flags, axis=0)), False
 
 
 def check_window(every: int | jax.Array, until: int | jax.Array) -> None:
-    """Raises if ``until``, unless it is 0, comes before the first due update.
-
-    What is traced passes: its value is not at hand.
-    """
+    """Raises if a known ``until``, other than 0, comes before the first due update."""
     known = not isinstance(every, Tracer) and not isinstance(until, Tracer)
     if known and 0 < until < every:
         raise ValueError(
-            f"until={until} comes before the first due update, number every={every}: "
-            "the mask would never change. Pass until >= every, or None for no end."
+            f"until={until} comes before the first mask update, update {every} "
+            f"(every={every}), so the mask would never change. Pass until >= every, or "
+            "None for no limit."
         )
 
 
 def due_updates(
     every: int | jax.Array, until: int | jax.Array | None, *, least: int
 ) -> Callable[[jax.Array], jax.Array]:
-    """Tells of an update's number whether it is due.
+    """Returns a function from the number of an update to whether it is due.
 
     Args:
-      every: updates from one due update to the next, at least ``least``.
+      every: the period in updates, at least ``least``.
       until: the last update that may be due, or None.
       least: the shortest period allowed.
     """

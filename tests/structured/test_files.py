@@ -154,7 +154,9 @@ def test_a_mismatch_names_the_leaf(path, small):
     other = {**SHAPES, "b": jax.ShapeDtypeStruct((8, 4), jnp.float32)}
     with pytest.raises(ValueError, match=r"leaf b of .* was \(8, 3\), .* \(8, 4\)"):
         structured.load(path, fn, other)
-    with pytest.raises(ValueError, match=r"leaf a is \(4, 8\), but should be \(4, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"leaf a has shape \(4, 8\), expected \(4, 4\)"
+    ):
         structured.save(path, PARAMS, MASK, GROUPS)
     chex.assert_trees_all_equal(structured.load(path, fn, SHAPES)[1], small)
 
