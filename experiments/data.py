@@ -16,7 +16,7 @@ Examples: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
 class DatasetMissingError(Exception):
-    """The data set was not found where the config says."""
+    """The data set is not in the folder of the config."""
 
 
 class Split(NamedTuple):
@@ -44,7 +44,7 @@ class Dataset:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """How many images each split has."""
+        """The number of images in each split."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: len(split.labels) for name, split in splits.items()}
 
@@ -59,11 +59,7 @@ def load(config: Data) -> Dataset:
 
 
 def read(config: Data) -> Dataset:
-    """Reads a data set as NumPy arrays, the validation split carved from the training.
-
-    Raises:
-      DatasetMissingError: if it is not where ``config`` says, with how to get it.
-    """
+    """Reads a data set as NumPy arrays; validation images are held out of training."""
     wanted = None
     if config.train_size is not None:
         wanted = config.train_size + config.validation_size
@@ -83,7 +79,7 @@ def read(config: Data) -> Dataset:
 
 
 def balanced(split: Split, per_class: int, key: jax.Array) -> Split:
-    """Draws ``per_class`` examples of each class, or as many as there are."""
+    """Draws ``per_class`` examples of each class, or all if there are fewer."""
     order = np.asarray(jax.random.permutation(key, len(split.labels)))
     labels = np.asarray(split.labels)[order]
     chosen = [order[labels == c][:per_class] for c in np.unique(labels)]
@@ -149,12 +145,11 @@ _NOT_IN_TFDS = ("tiny_imagenet",)
 def _stratified(
     images: np.ndarray, labels: np.ndarray, size: float, seed: int
 ) -> tuple[Examples, Examples]:
-    """Splits off ``size`` examples, a number or a fraction, with all classes alike."""
+    """Splits off ``size`` examples, a number or a fraction, stratified by class."""
     parts: Any = train_test_split(
         images, labels, test_size=size, stratify=labels, random_state=seed
     )
-    train_images, other_images, train_labels, other_labels = parts
-    return (train_images, train_labels), (other_images, other_labels)
+    return (parts[0], parts[2]), (parts[1], parts[3])
 
 
 def _split(images: np.ndarray, labels: np.ndarray) -> Any:

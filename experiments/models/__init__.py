@@ -14,9 +14,8 @@ from flax import nnx
 from experiments.config import Model
 from experiments.models._mobilenet import MobileNet
 from experiments.models._plain import VGG, ConvNet, LeNet, LeNet5
-from experiments.models._resnet import ResNet
+from experiments.models._resnet import ResNet, WideResNet
 from experiments.models._vit import ViT
-from experiments.models._wide import WideResNet
 
 
 class Network(NamedTuple):
