@@ -5,15 +5,13 @@ As cifar10_resnet56. For an accelerator: not run.
 Run: python -m experiments.run cifar100_resnet56 --data.dir=<TFDS folder>
 """
 
-from experiments.config import Data, Rounds
-from experiments.models import PUBLISHED
+import dataclasses
 
-config = Rounds(
+from experiments.config import Data
+from experiments.configs import cifar10_resnet56
+
+config = dataclasses.replace(
+    cifar10_resnet56.config,
     data=Data("cifar100", validation_size=5_000, augment=True),
-    model=PUBLISHED["resnet56"],
-    fractions=(0.6,),
-    rounds=(1, 5, 25),
     examples_per_class=25,
-    epochs=160,
-    batch_size=128,
 )

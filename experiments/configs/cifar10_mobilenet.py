@@ -7,15 +7,9 @@ an accelerator: not run.
 Run: python -m experiments.run cifar10_mobilenet --data.dir=<TFDS folder>
 """
 
-from experiments.config import Data, Rounds
+import dataclasses
+
+from experiments.configs import cifar10_vgg13
 from experiments.models import PUBLISHED
 
-config = Rounds(
-    data=Data("cifar10", validation_size=5_000, augment=True),
-    model=PUBLISHED["mobilenet_v1"],
-    fractions=(0.75,),
-    rounds=(1, 5, 25),
-    examples_per_class=256,
-    epochs=160,
-    batch_size=128,
-)
+config = dataclasses.replace(cifar10_vgg13.config, model=PUBLISHED["mobilenet_v1"])

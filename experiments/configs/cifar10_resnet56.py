@@ -7,15 +7,11 @@ their code prunes each on its own. For an accelerator: not run.
 Run: python -m experiments.run cifar10_resnet56 --data.dir=<TFDS folder>
 """
 
-from experiments.config import Data, Rounds
+import dataclasses
+
+from experiments.configs import cifar10_vgg13
 from experiments.models import PUBLISHED
 
-config = Rounds(
-    data=Data("cifar10", validation_size=5_000, augment=True),
-    model=PUBLISHED["resnet56"],
-    fractions=(0.6,),
-    rounds=(1, 5, 25),
-    examples_per_class=256,
-    epochs=160,
-    batch_size=128,
+config = dataclasses.replace(
+    cifar10_vgg13.config, model=PUBLISHED["resnet56"], fractions=(0.6,)
 )

@@ -9,17 +9,12 @@ minutes; `benchmarks.shrink` has networks of full size.
 Run: python -m experiments.run cifar10_structured --data.dir=<TFDS folder>
 """
 
-from experiments.config import Data, Model, Rounds
+import dataclasses
 
-config = Rounds(
-    data=Data(
-        "cifar10",
-        train_size=2_000,
-        validation_size=1_000,
-        test_size=1_000,
-        augment=True,
-    ),
-    model=Model("resnet", widths=(8, 16, 32)),
+from experiments.configs import cifar10_gradient_flow
+
+config = dataclasses.replace(
+    cifar10_gradient_flow.config,
     measures=(
         "magnitude",
         "loss_preservation",
@@ -29,9 +24,6 @@ config = Rounds(
     ),
     fractions=(0.5, 0.75),
     rounds=(1,),
-    examples_per_class=10,
     seeds=1,
     epochs=6,
-    batch_size=32,
-    learning_rate=0.2,
 )

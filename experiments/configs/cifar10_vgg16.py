@@ -7,20 +7,9 @@ accelerator: not run.
 Run: python -m experiments.run cifar10_vgg16 --data.dir=<TFDS folder>
 """
 
-from experiments.config import Config, Data, Pruning
+import dataclasses
+
+from experiments.configs import cifar10_resnet18
 from experiments.models import PUBLISHED
 
-config = Config(
-    data=Data("cifar10", validation_size=5_000, augment=True),
-    model=PUBLISHED["vgg16"],
-    pruning=Pruning(
-        methods=("random", "magnitude", "snip", "synflow", "drive"),
-        sparsities=(0.9, 0.968, 0.99),
-        warmup=3,
-    ),
-    seeds=3,
-    epochs=160,
-    drops=(60, 120),
-    batch_size=128,
-    weight_decay=1e-4,
-)
+config = dataclasses.replace(cifar10_resnet18.config, model=PUBLISHED["vgg16"])
