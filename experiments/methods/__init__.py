@@ -17,7 +17,6 @@ from experiments.methods import _before as before
 from experiments.methods import _during as during
 from experiments.methods import _several as several
 from experiments.methods._start import Choose as Choose
-from experiments.methods._start import Forward as Forward
 from experiments.methods._start import Recipe as Recipe
 from experiments.methods._start import Setup as Setup
 from experiments.methods._start import Start as Start

@@ -12,17 +12,17 @@ import optax
 
 import jaxprune as jp
 from experiments.methods._before import static
-from experiments.methods._start import Forward, Recipe, Setup, Start, StartFn, keep
+from experiments.methods._start import Recipe, Setup, Start, StartFn, keep
 
 
 def during(
     optimizer: Callable[..., Any] = keep,
     *,
-    forward: Forward | None = None,
     start: StartFn | None = None,
+    **forward: Any,
 ) -> StartFn:
     """Prunes while training, from dense weights or from another method's start."""
-    recipe = Recipe(optimizer, forward)
+    recipe = Recipe(optimizer, **forward)
 
     def begin(setup: Setup, sparsity: float) -> Start:
         found = setup.dense(0) if start is None else start(setup, sparsity)
@@ -176,7 +176,7 @@ def _drawn(params: Any, sparsity: Any, key: jax.Array) -> Any:
     return jp.layerwise_mask(jp.random(key)(params), sparsity)
 
 
-ste = during(forward=Forward(_largest))
-top_kast = during(forward=Forward(_largest, functools.partial(_largest, times=2)))
-sr_ste = during(forward=Forward(_two_of_four, decay=2e-4))
-random_dropout = during(forward=Forward(_drawn, reached=_drawn))
+ste = during(forward=_largest)
+top_kast = during(forward=_largest, backward=functools.partial(_largest, times=2))
+sr_ste = during(forward=_two_of_four, decay=2e-4)
+random_dropout = during(forward=_drawn, backward=_drawn)

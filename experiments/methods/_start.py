@@ -20,14 +20,6 @@ Choose = Callable[..., tuple[Any, Any]]
 Score = Callable[..., Any]
 
 
-class Forward(NamedTuple):
-    """Dense weights that are trained through a sparse forward pass."""
-
-    mask: Callable[..., Any]  # mask(params, sparsity, key); each step has its own key.
-    reached: Callable[..., Any] | None = None  # Weights with a gradient; None: all.
-    decay: float = 0.0  # Pulls the masked weights towards 0.
-
-
 def keep(setup: Setup, tx: Any, sparsity: Any, key: Any) -> Any:
     """Keeps the mask that is in the state."""
     del setup, sparsity, key
@@ -38,29 +30,31 @@ class Recipe(NamedTuple):
     """How to train a network; equal recipes share a compiled program.
 
     ``optimizer(setup, tx, sparsity, key) -> tx`` prunes. The sparsity may be traced, so
-    one compiled program serves them all.
+    one program serves them all. With ``forward(params, sparsity, key) -> mask``, dense
+    weights are trained through a sparse forward pass; each step has a new key.
     """
 
     optimizer: Callable[..., optax.GradientTransformationExtraArgs] = keep
-    forward: Forward | None = None
+    forward: Callable[..., Any] | None = None
+    backward: Callable[..., Any] | None = None  # Weights with a gradient; None: all.
+    decay: float = 0.0  # Pulls the weights outside the forward mask towards 0.
 
     def sparse(self, loss: Callable[..., Any], *given: Any) -> Callable[..., Any]:
-        """The loss through the forward pass; ``given`` is a sparsity and a key."""
-        forward = self.forward
+        """The loss through the forward pass, ``given`` a sparsity and a key."""
+        forward, backward = self.forward, self.backward
         if forward is None:
             return loss
-        reached = forward.reached
         return jp.forward_sparse(
             loss,
-            lambda params: forward.mask(params, *given),
-            decay=forward.decay,
-            backward=None if reached is None else lambda p: reached(p, *given),
+            lambda params: forward(params, *given),
+            decay=self.decay,
+            backward=backward and (lambda params: backward(params, *given)),
         )
 
     def mask(self, params: Any, opt_state: Any, *given: Any) -> Any:
-        """The mask that the network runs with; ``given`` is a sparsity and a key."""
+        """The mask that the network runs with, ``given`` a sparsity and a key."""
         if self.forward is not None:
-            return self.forward.mask(params, *given)
+            return self.forward(params, *given)
         return jp.get_mask(opt_state, params)
 
 
