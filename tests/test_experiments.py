@@ -105,13 +105,8 @@ def test_every_config_has_rows_and_a_network(name):
     assert logits.shape == (2, 10)
 
 
-# One config for each kind of network and data; the rest differ from these in numbers.
-RUN = {
-    "digits": [("dense", 0.0, ""), ("random", 0.9, ""), ("magnitude", 0.9, "")],
-    "drive_mnist": None,  # With checks.
-    "cifar10_resnet20": None,
-    "digits_dynamic": None,
-}
+# One with checks, one with masks that move; the rest differ from these in numbers.
+RUN = ["drive_mnist", "digits_dynamic"]
 
 
 @pytest.mark.slow
@@ -123,7 +118,6 @@ def test_comparisons_run_for_two_steps_an_epoch(name, tmp_path):
         config, data.load(config.data), tmp_path, lambda run, _: seen.append(run)
     )
     rows = comparison.plan(config)
-    assert RUN[name] is None or rows == RUN[name]
     assert [(r["method"], r["sparsity"], r["variant"]) for r in found] == rows
     assert seen == [row for row in rows for _ in range(config.epochs)]
     for row in found:
@@ -134,11 +128,10 @@ def test_comparisons_run_for_two_steps_an_epoch(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["digits_mesh", "cifar10_mesh"])
-def test_every_network_on_a_mesh_trains_for_two_steps(name, tmp_path):
-    config = small(name)
-    found = mesh.train(config, data.read(config.data), tmp_path)
-    assert 0 <= found.metrics["test"] <= 1
+def test_a_residual_network_trains_on_a_mesh_for_two_steps(tmp_path):
+    config = small("cifar10_mesh")
+    _, _, metrics = mesh.train(config, data.read(config.data), tmp_path)
+    assert 0 <= metrics["test"] <= 1
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["step"] == 2
 
@@ -434,7 +427,7 @@ SMALL_NETWORKS = {
 def test_networks_compute_alike_whatever_the_convolution(config):
     images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
     outputs = []
-    for convolution in ("xla", "patches", "mixed"):
+    for convolution in ("xla", "mixed"):
         config = dataclasses.replace(config, convolution=convolution)
         net = models.network(config, (16, 16, 3), 5)
 
@@ -443,8 +436,7 @@ def test_networks_compute_alike_whatever_the_convolution(config):
 
         outputs.append(jax.jit(run, compiler_options=QUICK)(jax.random.key(0)))
     assert outputs[0].shape == (2, 5) and np.ptp(outputs[0]) > 0.01
-    for output in outputs[1:]:
-        np.testing.assert_allclose(output, outputs[0], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
