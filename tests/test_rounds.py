@@ -149,7 +149,7 @@ def test_the_report_holds_every_row_and_figure(found, dataset):
 
 
 def test_more_rounds_than_epochs_are_refused():
-    with pytest.raises(ValueError, match=r"rounds holds 5.*5 epochs"):
+    with pytest.raises(ValueError, match=r"rounds contains 5.*5 epochs"):
         Rounds(rounds=(1, 5), epochs=5)
 
 
