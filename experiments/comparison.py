@@ -22,7 +22,7 @@ from experiments.lab import Lab, Metrics
 from experiments.methods import CHECKS, METHODS, Start
 
 
-class Run(NamedTuple):
+class Row(NamedTuple):
     """A row of the results; the variant is a check, an ablation, or ""."""
 
     method: str
@@ -45,21 +45,21 @@ class Run(NamedTuple):
         return start(lab, self.sparsity)
 
 
-def plan(config: Config) -> list[Run]:
+def plan(config: Config) -> list[Row]:
     """All rows: dense first, checks and ablations last."""
     pruning = config.pruning
     at = pruning.check_sparsity
-    rows = [Run("dense", 0.0)]
+    rows = [Row("dense", 0.0)]
     for method in pruning.methods:
         only = METHODS[method].only_at
         rows += [
-            Run(method, s) for s in (pruning.sparsities if only is None else [only])
+            Row(method, s) for s in (pruning.sparsities if only is None else [only])
         ]
     for method in pruning.checked:
         checks = METHODS[method].checks
-        rows += [Run(method, at, c) for c in pruning.checks if c in checks]
+        rows += [Row(method, at, c) for c in pruning.checks if c in checks]
     for method in pruning.ablated:
-        rows += [Run(method, at, variant) for variant in METHODS[method].variants]
+        rows += [Row(method, at, variant) for variant in METHODS[method].variants]
     return rows
 
 
@@ -84,45 +84,50 @@ class Result(NamedTuple):
     variant: str = ""
 
 
-def compare(
+def epochs(config: Config) -> int:
+    """The epochs of all rows."""
+    return config.epochs * len(plan(config))
+
+
+def run(
     config: Config,
     dataset: Dataset,
     folder: pathlib.Path,
-    on_epoch: Callable[[Run, int], None],
+    tell: Callable[[str, int], None],
 ) -> list[dict[str, Any]]:
     """Runs the rows that are not in the folder; returns all rows as stored there.
 
-    Calls ``on_epoch(run, epochs)`` after every epoch, and once for a row from before.
+    Calls ``tell(words, epochs)`` after every epoch, and once for a row from before.
     """
     records.claim(folder, config)
-    lab: Lab | None = None
-    for run in plan(config):
-        if (folder / run.file).exists():
-            on_epoch(run, config.epochs)
-            continue
-        lab = lab or Lab(config, dataset)
-        found = run_row(lab, run, functools.partial(on_epoch, run, 1))
-        records.save(folder / run.file, found._asdict())
-    return [records.load(folder / run.file) for run in plan(config)]
+    lab = functools.cache(lambda: Lab(config, dataset))
+    for row in plan(config):
+        words = f"{row.method} {row.sparsity:g} {row.variant}"
+        if (folder / row.file).exists():
+            tell(words, config.epochs)
+        else:
+            found = run_row(lab(), row, functools.partial(tell, words, 1))
+            records.save(folder / row.file, found._asdict())
+    return [records.load(folder / row.file) for row in plan(config)]
 
 
-def run_row(lab: Lab, run: Run, on_epoch: Callable[[], None]) -> Result:
+def run_row(lab: Lab, row: Row, on_epoch: Callable[[], None]) -> Result:
     """Finds the masks of one row and trains with them."""
     started = time.perf_counter()
-    start = run.start(lab)
+    start = row.start(lab)
     for _ in start.history:
         on_epoch()
     began = time.perf_counter()
-    state, trained = lab.train(start, lab.epochs, run.sparsity, on_epoch=on_epoch)
+    state, trained = lab.train(start, lab.epochs, row.sparsity, on_epoch=on_epoch)
     jax.block_until_ready(state)
     seconds = time.perf_counter() - began
-    mask = lab.mask(start.recipe, state, lab.keys.masks, run.sparsity)
+    mask = lab.mask(start.recipe, state, lab.keys.masks, row.sparsity)
     history = [*start.history, *trained]
     if not trained:  # Pruned after training: the last epoch's metrics are older.
         history[-1] = lab.measure(history[-1], state, mask)
     fitness = optax.tree.get(state.opt_state, "fitness")
     return Result(
-        **run._asdict(),
+        **row._asdict(),
         score_seconds=start.score_seconds,
         pruning_seconds=start.pruning_seconds,
         train_seconds=seconds,

@@ -5,6 +5,7 @@ written whole when the run ends. A run whose file exists does not run again, so 
 experiment that was stopped resumes.
 """
 
+import functools
 import io
 import pathlib
 import time
@@ -74,32 +75,36 @@ class Shared(NamedTuple):
         return jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), self.origin)
 
 
+def epochs(config: Rounds) -> int:
+    """The epochs of all runs."""
+    return config.epochs * config.seeds * len(plan(config))
+
+
 def run(
     config: Rounds,
     dataset: Dataset,
     folder: pathlib.Path,
-    on_epoch: Callable[[Row, int, int], None],
+    tell: Callable[[str, int], None],
 ) -> list[dict[str, Any]]:
     """Runs what is not in the folder; returns all runs as stored there.
 
-    Calls ``on_epoch(row, seed, epochs)`` after every epoch, and once for a run from
-    before.
+    Calls ``tell(words, epochs)`` after every epoch, and once for a run from before.
     """
     records.claim(folder, config, seeds=1)  # A run a seed: their number may change.
     trainer = Trainer(config, dataset)
     root = jax.random.key(config.seed, impl="rbg")  # Compiles faster than threefry.
+    prepared = functools.cache(
+        lambda seed: prepare(config, dataset, trainer, jax.random.fold_in(root, seed))
+    )
     for seed in range(config.seeds):
-        key, shared = jax.random.fold_in(root, seed), None
         for row in plan(config):
-            if (folder / row.file(seed)).exists():
-                on_epoch(row, seed, config.epochs)
-                continue
-            shared = shared or prepare(config, dataset, trainer, key)
-            started = time.perf_counter()
-            found = run_row(shared, row, folder, seed, on_epoch)
-            seconds = time.perf_counter() - started
-            stored = {**row._asdict(), "seed": seed, "seconds": seconds, **found}
-            records.save(folder / row.file(seed), stored)
+            words = f"{row.measure} {row.level} {row.fraction:g}, seed {seed}"
+            path = folder / row.file(seed)
+            if path.exists():
+                tell(words, config.epochs)
+            else:
+                on_epoch = functools.partial(tell, words, 1)
+                records.save(path, run_row(prepared(seed), row, folder, seed, on_epoch))
     return [
         records.load(folder / row.file(seed))
         for row in plan(config)
@@ -135,9 +140,10 @@ def run_row(
     row: Row,
     folder: pathlib.Path,
     seed: int,
-    on_epoch: Callable[[Row, int, int], None],
+    on_epoch: Callable[[], None],
 ) -> dict[str, Any]:
     """Runs one row for one seed."""
+    started = time.perf_counter()
     config, trainer, dataset = shared.config, shared.trainer, shared.dataset
     mask, masks = shared.whole, {}
     state, loss = jax.tree.map(jnp.copy, shared.state), shared.loss
@@ -146,15 +152,15 @@ def run_row(
     for number in range(config.epochs):
         if number > 0:
             state, loss = trainer.epoch(state, shared.epoch_keys[number], number)
-        on_epoch(row, seed, 1)
-        found = trainer.evaluate(state, dataset.validation)
-        logits.append(found.logits)
+        on_epoch()
+        seen = trainer.evaluate(state, dataset.validation)
+        logits.append(seen.logits)
         epoch: dict[str, Any] = {
             "train_loss": loss,
-            "validation_accuracy": found.accuracy,
+            "validation_accuracy": seen.accuracy,
             "test_accuracy": trainer.evaluate(state, dataset.test).accuracy,
             "distance_to_dense": diagnostics.logit_distance(
-                found.logits, dense[number] if dense else found.logits
+                seen.logits, dense[number] if dense else seen.logits
             ),
         }
         evidence = None
@@ -182,7 +188,7 @@ def run_row(
         range(row.rounds, len(epochs)), key=lambda n: epochs[n]["validation_accuracy"]
     )
     timed = seed == 0 and row.level == "filters"
-    return {
+    found = {
         "test_accuracy": epochs[-1]["test_accuracy"],
         "validation_accuracy": epochs[-1]["validation_accuracy"],
         "best_epoch": best + 1,
@@ -192,6 +198,8 @@ def run_row(
         "epochs": epochs,
         "prunes": prunes,
     }
+    seconds = time.perf_counter() - started
+    return {**row._asdict(), "seed": seed, "seconds": seconds, **found}
 
 
 def _dense_logits(folder: pathlib.Path, row: Row, seed: int) -> list[np.ndarray]:

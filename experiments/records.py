@@ -65,7 +65,6 @@ def summary(
     environment: dict[str, Any],
     dataset: Dataset,
     results: Sequence[dict[str, Any]],
-    **more: Any,
 ) -> dict[str, Any]:
     """The content of ``results.json``."""
     return {
@@ -75,7 +74,6 @@ def summary(
         "images": dataset.sizes,
         "scored": "with BatchNorm in eval mode",
         "seconds": sum(result["seconds"] for result in results),
-        **more,
         "results": results,
     }
 

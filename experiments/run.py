@@ -35,41 +35,26 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(str(error))
 
 
-def run_comparison(name: str, config: Config, workdir: pathlib.Path) -> None:
-    """Compares methods; writes and prints the results."""
+def run_and_report(name: str, config: Any, workdir: pathlib.Path) -> None:
+    """Compares methods, or prunes in rounds; writes and prints the results."""
+    program: Any = comparison if isinstance(config, Config) else gradient_flow
     dataset = _dataset(load, config, workdir)
     environment = records.environment()  # Before the run.
-    with bar("epochs", config.epochs * len(comparison.plan(config))) as show:
-        found = comparison.compare(
+    with bar("epochs", program.epochs(config)) as show:
+        found = program.run(
             config,
             dataset,
             workdir / "runs",
-            lambda run, n: show(
-                advance=n, description=f"{run.method} {run.sparsity:g} {run.variant}"
-            ),
+            lambda words, epochs: show(advance=epochs, description=words),
         )
     content = records.summary(name, config, environment, dataset, found)
-    _publish(workdir, report.comparison(content))
-
-
-def run_gradient_flow(name: str, config: Rounds, workdir: pathlib.Path) -> None:
-    """Prunes in rounds; writes and prints the results."""
-    dataset = _dataset(load, config, workdir)
-    environment = records.environment()
-    rows = len(gradient_flow.plan(config))
-    with bar("epochs", config.epochs * config.seeds * rows) as show:
-        found = gradient_flow.run(
-            config,
-            dataset,
-            workdir / "runs",
-            lambda row, seed, n: show(
-                advance=n,
-                description=f"{row.measure} {row.level} {row.fraction:g}, seed {seed}",
-            ),
-        )
-    claims = report.claims(records.plain_config(config), found)
-    content = records.summary(name, config, environment, dataset, found, claims=claims)
-    _publish(workdir, report.rounds(content))
+    content |= report.conclusions(content)
+    files, parts = report.files(content), report.parts(content)
+    for file, data in files.items():
+        records.write(workdir / file, data)
+    for part in parts:
+        rich.print(Markdown(part) if isinstance(part, str) else part)
+    rich.print(f"Written to {workdir}: {', '.join(files)}")
 
 
 def run_mesh(name: str, config: Scaled, workdir: pathlib.Path) -> None:
@@ -97,8 +82,8 @@ def run_mesh(name: str, config: Scaled, workdir: pathlib.Path) -> None:
 
 
 PROGRAMS: dict[type, Callable[..., None]] = {
-    Config: run_comparison,
-    Rounds: run_gradient_flow,
+    Config: run_and_report,
+    Rounds: run_and_report,
     Scaled: run_mesh,
 }
 
@@ -115,14 +100,6 @@ def _dataset(
         )
     workdir.mkdir(parents=True, exist_ok=True)
     return dataset
-
-
-def _publish(workdir: pathlib.Path, shown: report.Shown) -> None:
-    for file, content in shown.files.items():
-        records.write(workdir / file, content)
-    for part in shown.text:
-        rich.print(Markdown(part) if isinstance(part, str) else part)
-    rich.print(f"Written to {workdir}: {', '.join(shown.files)}")
 
 
 def find_configs() -> dict[str, tuple[str, Any]]:

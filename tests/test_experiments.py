@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rich.console
 from flax import nnx
 
 import jaxprune as jp
@@ -114,12 +115,12 @@ RUN = ["drive_mnist", "digits_dynamic"]
 def test_comparisons_run_for_two_steps_an_epoch(name, tmp_path):
     config = small(name)
     seen = []
-    found = comparison.compare(
-        config, data.load(config.data), tmp_path, lambda run, _: seen.append(run)
-    )
+    dataset = data.load(config.data)
+    found = comparison.run(config, dataset, tmp_path, lambda *args: seen.append(args))
     rows = comparison.plan(config)
     assert [(r["method"], r["sparsity"], r["variant"]) for r in found] == rows
-    assert seen == [row for row in rows for _ in range(config.epochs)]
+    assert sum(epochs for _, epochs in seen) == comparison.epochs(config) == len(seen)
+    assert seen[config.epochs] == (f"{rows[1].method} 0.9 ", 1)
     for row in found:
         np.testing.assert_allclose(row["sparsity_reached"], row["sparsity"], atol=3e-3)
         for value in (*row["test_accuracy"], *row["test_accuracy_at_best"]):
@@ -234,7 +235,7 @@ def test_a_run_that_is_killed_leaves_the_old_results(tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(comparison, "compare", killed)
+    monkeypatch.setattr(comparison, "run", killed)
     with pytest.raises(KeyboardInterrupt):
         run.main(["digits", f"--workdir={tmp_path}"])
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
@@ -478,12 +479,10 @@ def _made_up(config, rows, **fields):
 def test_figures_take_deep_nets_and_single_sparsities():
     layers = {f"layers/{i}/conv": 0.1 * (i % 3) for i in range(22)}
     config = Config(pruning=Pruning(methods=("snip",), sparsities=(0.9,)), seeds=1)
-    found = _made_up(
-        config, comparison.plan(config), density=layers, test_accuracy_at_best=[0.9]
-    )
-    shown = report.comparison(found)
-    assert shown.files["accuracy.png"].startswith(PNG)
-    assert shown.files["density.png"].startswith(PNG)
+    found = _made_up(config, comparison.plan(config), density=layers)
+    files = report.files(found)
+    assert files["accuracy.png"].startswith(PNG)
+    assert files["density.png"].startswith(PNG)
 
 
 # Iterative magnitude pruning
@@ -580,3 +579,18 @@ def test_results_do_not_say_where_things_lie(monkeypatch):
     )
     plain = records.plain_config(config)
     assert plain["data"]["dir"] is None and plain["workdir"] is None
+
+
+def test_a_terminal_wraps_titles_and_cuts_nothing_off(capsys):
+    config = Config(pruning=Pruning(methods=("gradient_preservation", "imp")), seeds=2)
+    found = _made_up(config, comparison.plan(config))
+    table, *texts = report.parts(found)
+    console = rich.console.Console(width=60)
+    console.print(table)
+    shown = capsys.readouterr().out
+    assert "…" not in shown and all(len(line) <= 60 for line in shown.splitlines())
+    words = {
+        word for row in (table.titles, *table.rows) for x in row for word in x.split()
+    }
+    assert words <= {*shown.split()}
+    assert "Pruned in" in texts[0]

@@ -190,7 +190,7 @@ def test_wanda_prunes_trained_networks_and_they_are_evaluated_as_they_are(small)
     start = METHODS["wanda"].start(small, 0.5)
     trained = small.dense(CONFIG.epochs)
     assert start.first == len(start.history) == CONFIG.epochs
-    run = comparison.Run("wanda", 0.5)
+    run = comparison.Row("wanda", 0.5)
     result = comparison.run_row(small, run, lambda: None)
     np.testing.assert_allclose(result.sparsity_reached, 0.5, atol=0.01)
     for seed in range(2):

@@ -24,6 +24,11 @@ def gather(results: Sequence[Run]) -> Runs:
     return rows
 
 
+def conclusions(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The claims, decided by the runs of a result."""
+    return {"claims": claims(found["config"], found["results"])}
+
+
 def claims(config: Mapping[str, Any], results: Sequence[Run]) -> list[dict[str, Any]]:
     """Decides every claim at every level whose measures were run.
 

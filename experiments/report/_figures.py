@@ -73,6 +73,11 @@ def curve(panel: Any, x: Any, y: Any, style: Any, hollow: bool, **options: Any) 
     )
 
 
+def comparison(found: Found) -> dict[str, bytes]:
+    """The figures of a comparison, by name."""
+    return {"accuracy.png": accuracy(found), "density.png": density(found)}
+
+
 def accuracy(found: Found) -> bytes:
     """Draws test accuracy against sparsity, with error bars and the dense band."""
     rows = plain_rows(found)

@@ -13,6 +13,16 @@ from experiments.report._figures import STYLES, band, curve, figure, png, words
 from experiments.report._tables import Found, mean_and_std, speed_up
 
 
+def rounds(found: Found) -> dict[str, bytes]:
+    """The figures of pruning in rounds, by name."""
+    runs = _claims.gather(found["results"])
+    return {
+        "accuracy.png": accuracy(found, runs),
+        "claims.png": claims(found, runs),
+        "diagnostics.png": diagnostics(found, runs),
+    }
+
+
 def accuracy(found: Found, runs: Runs) -> bytes:
     """Accuracy against parameters, FLOPs and latency: a row of panels a rounds number.
 

@@ -22,10 +22,10 @@ was tuned on the test images. A run that is stopped resumes where it was.
 """
 
 
-def page(folder: pathlib.Path) -> str:
-    """The page on all results in a folder."""
+def page(folder: pathlib.Path, parts: Callable[[Found], Sequence[Any]]) -> str:
+    """The page on all results in a folder; ``parts`` makes tables and texts of one."""
     paths = sorted(folder.glob("*/results.json"))
-    sections = [_section(path.parent, _read(path)) for path in paths]
+    sections = [_section(path.parent, _read(path), parts) for path in paths]
     done = {path.parent.name for path in paths}
     names = [module.name for module in pkgutil.iter_modules(configs.__path__)]
     missing = [f"`{name}`" for name in names if name not in done]
@@ -33,7 +33,9 @@ def page(folder: pathlib.Path) -> str:
     return "\n".join([_HEAD, *sections, *([not_run] if missing else [])])
 
 
-def _section(folder: pathlib.Path, found: Found) -> str:
+def _section(
+    folder: pathlib.Path, found: Found, parts: Callable[[Found], Sequence[Any]]
+) -> str:
     name, config, place = found["name"], found["config"], found["environment"]
     module = import_module(f"experiments.configs.{name}")
     images = ", ".join(f"{n:,} {split}" for split, n in found["images"].items())
@@ -54,31 +56,10 @@ def _section(folder: pathlib.Path, found: Found) -> str:
         f"{found['seconds'] / 60:.0f} minutes on {place['cpu_count']} cores "
         f"({place['device']}); Python {place['python']}, {versions}; commit "
         f"{(place['commit'] or 'unknown')[:12]}. Scored {found['scored']}.\n",
-        *(_comparison(found) if "pruning" in config else _rounds(found)),
+        *(p if isinstance(p, str) else p.markdown() for p in parts(found)),
         *figures,
     ]
     return "\n".join(lines) + "\n"
-
-
-def _comparison(found: Found) -> list[str]:
-    variants = _tables.variants(found)
-    parts = [
-        _tables.accuracies(found).markdown(),
-        _tables.notes(found),
-        _tables.fitness(found),
-        variants.markdown() if variants else "",
-    ]
-    return [part for part in parts if part]
-
-
-def _rounds(found: Found) -> list[str]:
-    parts = [
-        _tables.dense(found),
-        *(table.markdown() for table in _tables.rounds(found)),
-        _tables.legend(found),
-        *_tables.verdicts(found),
-    ]
-    return [*(part for part in parts if part), ""]
 
 
 # The table of methods in the documentation: the last three cells of a row are measured.

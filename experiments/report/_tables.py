@@ -62,13 +62,20 @@ def percent(values: Sequence[float]) -> str:
 # Of a comparison.
 
 
+def comparison(found: Found) -> list[Table | str]:
+    """The tables and texts on a comparison."""
+    varied = variants(found)
+    parts = [accuracies(found), notes(found), fitness(found), varied or ""]
+    return [part for part in parts if part]
+
+
 def plain_rows(found: Found) -> dict[tuple[str, float], Row]:
     """The rows without checks and ablations, by method and sparsity."""
     rows = (r for r in found["results"] if not r.get("variant"))
     return {(r["method"], r["sparsity"]): r for r in rows}
 
 
-def accuracies(found: Found, field: str = "test_accuracy") -> Table:
+def accuracies(found: Found) -> Table:
     """A line for each method, a column for each sparsity."""
     plain = plain_rows(found)
     sparsities = sorted({s for _, s in plain if s})
@@ -82,11 +89,10 @@ def accuracies(found: Found, field: str = "test_accuracy") -> Table:
             pruned += f" ({max(iterative) / seconds:.0f}x)"
         at_all = own[0] if method == "dense" else None
         cells = [plain.get((method, s), at_all) for s in sparsities]
-        shown = [percent(row[field]) if row else "-" for row in cells]
+        shown = [percent(row["test_accuracy"]) if row else "-" for row in cells]
         lines.append([method, pruned, *shown])
     titles = [f"{100 * s:g} % removed" for s in sparsities]
-    epoch = {"test_accuracy": "the last epoch"}.get(field, "the best validation epoch")
-    caption = f"Test accuracy (%) after {epoch}"
+    caption = "Test accuracy (%) after the last epoch"
     return Table(["method", "pruned in", *titles], lines, caption)
 
 
@@ -146,13 +152,20 @@ def fitness(found: Found) -> str:
 # Of pruning in rounds.
 
 
+def rounds(found: Found) -> list[Table | str]:
+    """The tables and texts on pruning in rounds."""
+    text = "\n".join(verdicts(found)) + "\n"
+    parts = [dense(found), *levels(found), legend(found), text]
+    return [part for part in parts if part]
+
+
 def dense(found: Found) -> str:
     """The dense network's accuracy."""
     rows = [r for r in found["results"] if r["measure"] == "dense"]
     return f"Dense: {percent([r['test_accuracy'] for r in rows])}.\n"
 
 
-def rounds(found: Found) -> list[Table]:
+def levels(found: Found) -> list[Table]:
     """A table for each level: a line for each measure."""
     config = found["config"]
     columns = list(itertools.product(config["rounds"], config["fractions"]))
