@@ -52,8 +52,11 @@ def run_and_report(name: str, config: Any, workdir: pathlib.Path) -> None:
     files, parts = report.files(content), report.parts(content)
     for file, data in files.items():
         records.write(workdir / file, data)
+    console = rich.get_console()
+    if not console.is_terminal:
+        console.width = 160  # Files and pipes have no width.
     for part in parts:
-        rich.print(Markdown(part) if isinstance(part, str) else part)
+        console.print(Markdown(part) if isinstance(part, str) else part)
     rich.print(f"Written to {workdir}: {', '.join(files)}")
 
 

@@ -585,10 +585,10 @@ def test_a_terminal_wraps_titles_and_cuts_nothing_off(capsys):
     config = Config(pruning=Pruning(methods=("gradient_preservation", "imp")), seeds=2)
     found = _made_up(config, comparison.plan(config))
     table, *texts = report.parts(found)
-    console = rich.console.Console(width=60)
+    console = rich.console.Console(width=80)
     console.print(table)
     shown = capsys.readouterr().out
-    assert "…" not in shown and all(len(line) <= 60 for line in shown.splitlines())
+    assert "…" not in shown and all(len(line) <= 80 for line in shown.splitlines())
     words = {
         word for row in (table.titles, *table.rows) for x in row for word in x.split()
     }

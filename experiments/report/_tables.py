@@ -38,10 +38,10 @@ class Table:
         table = rich.table.Table(
             box=rich.box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
         )
-        for i, title in enumerate(self.titles):  # Titles wrap, and are never cut off.
-            width = max(len(row[i]) for row in self.rows)
-            justify = "right" if i else "left"
-            table.add_column(title, min_width=width, overflow="fold", justify=justify)
+        first, *titles = self.titles
+        table.add_column(first, no_wrap=True)
+        for title in titles:  # Titles and cells wrap rather than being cut off.
+            table.add_column(title, overflow="fold", justify="right")
         for row in self.rows:
             table.add_row(*map(rich.markup.escape, row))
         yield table
