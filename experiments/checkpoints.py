@@ -58,8 +58,8 @@ class Keeper:
     def restore(self, shapes: Any) -> Any:
         """The newest checkpoint that passes all checks; None if there is none.
 
-        ``shapes`` are those of the progress, with the shardings. Newer checkpoints are
-        reported and moved to ``refused``. If all are refused, this raises.
+        ``shapes`` are abstract arrays with shardings. Newer checkpoints, which do not
+        pass, are reported and moved to ``refused``. If none passes, this raises.
         """
         refused: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -71,7 +71,7 @@ class Keeper:
             for number, why in refused.items():
                 logging.warning("%s The run resumes from step %d.", why, step)
                 self._set_aside(number)
-            if refused:  # The manager remembers what it has seen.
+            if refused:  # The manager remembers the old folders.
                 self._manager.close()
                 self._manager = self._open()
             return progress

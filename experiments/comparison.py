@@ -35,7 +35,7 @@ class Row(NamedTuple):
         return f"{self.method}-{self.sparsity:g}{variant}.json"
 
     def start(self, lab: Lab) -> Start:
-        """What its training starts from."""
+        """Makes the start of its training."""
         if self.method == "dense":
             return lab.dense(0)
         row = METHODS[self.method]

@@ -1,4 +1,4 @@
-"""Every option of an experiment: its default, its unit and what it may be."""
+"""Every option of an experiment: its default, its unit and its limits."""
 
 import dataclasses
 import pathlib
@@ -309,7 +309,7 @@ class Checkpoints:
 
 @dataclasses.dataclass(frozen=True)
 class Logging:
-    """What to write during training."""
+    """Output during training."""
 
     every: int = 50
     """Optimizer steps between lines of metrics.jsonl."""

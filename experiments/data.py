@@ -114,7 +114,9 @@ def _tfds(config: Data, split: str, size: int | None) -> Examples:
     import tensorflow_datasets as tfds  # Only here: it takes a second to import.
     from tensorflow_datasets.core.constants import DATA_DIR
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Else it reports a lack of cv2.
+    logging.getLogger("absl").setLevel(
+        logging.ERROR
+    )  # Hides a warning that cv2 is missing.
     try:
         source: Any = tfds.data_source(
             config.name, split=split, data_dir=config.dir, download=False

@@ -66,7 +66,7 @@ def mask_distance(before: Any, after: Any) -> float:
 
 
 def contribution_share(contribution: Any, before: Any, after: Any) -> float:
-    """The mean contribution of the removed weights over that of all weights before.
+    """The mean contribution of removed weights, divided by the mean over all weights.
 
     It is 1 for a random choice, and below 1 for weights that contributed little.
     """
@@ -78,7 +78,7 @@ def contribution_share(contribution: Any, before: Any, after: Any) -> float:
 
 
 def logit_distance(logits: np.ndarray, reference: np.ndarray) -> float:
-    """The distance of a network's outputs from others, relative to their size."""
+    """The distance between outputs and a reference, relative to the reference."""
     return float(np.linalg.norm(logits - reference) / np.linalg.norm(reference))
 
 

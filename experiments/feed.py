@@ -16,8 +16,8 @@ COPIES, PARTS = "copies", "parts"
 def mesh_of(parallel: Parallel, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh ``[copies, parts]``; parameters are split over ``parallel.fsdp`` parts.
 
-    One part is data-parallel training, and -1 uses all devices. The default devices are
-    those of all processes.
+    One part is data-parallel training, and -1 uses all devices. By default the mesh
+    spans the devices of all processes.
     """
     devices = jax.devices() if devices is None else devices
     parts = len(devices) if parallel.fsdp == -1 else parallel.fsdp

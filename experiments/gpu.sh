@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains one network on GPUs: those of this host, or of many under SLURM (docs/gpu.md).
+# Trains one network on the GPUs of this host, or of many under SLURM (docs/gpu.md).
 #
 #   experiments/gpu.sh [--dry-run] CONFIG [OPTIONS of experiments.run ...]
 #

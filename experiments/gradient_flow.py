@@ -56,7 +56,7 @@ def plan(config: Rounds) -> list[Row]:
 
 
 class Shared(NamedTuple):
-    """What all runs of one seed share."""
+    """Shared by all runs of one seed."""
 
     config: Rounds
     dataset: Dataset
@@ -86,7 +86,7 @@ def run(
     folder: pathlib.Path,
     tell: Callable[[str, int], None],
 ) -> list[dict[str, Any]]:
-    """Runs what is not in the folder; returns all runs as stored there.
+    """Runs the rows that are not in the folder; returns all runs as stored there.
 
     Calls ``tell(words, epochs)`` after every epoch, and once for a run from before.
     """

@@ -43,7 +43,7 @@ class Keys(NamedTuple):
 
 
 class Lab:
-    """What all rows share; a `methods.Setup`. Trees have a leading axis of seeds."""
+    """Shared by all rows; a `methods.Setup`. Trees have a leading axis of seeds."""
 
     def __init__(self, config: Config, dataset: Dataset):
         """Draws the networks and the scoring batches; compiles no training yet."""
@@ -155,7 +155,7 @@ class Lab:
     ) -> tuple[State, list[Metrics]]:
         """Trains until an epoch; a start without an optimizer gets a new one.
 
-        The leading axis may be longer than the seeds if ``keys`` are as many.
+        With ``keys``, the leading axis may be longer than the number of seeds.
         """
         keys = keys or self.keys
         recipe, step = start.recipe, jnp.int32(start.first * self.steps_an_epoch)

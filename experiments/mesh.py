@@ -33,7 +33,7 @@ _EVAL_BATCH = 512
 
 
 class Progress(NamedTuple):
-    """What a checkpoint holds."""
+    """The content of a checkpoint."""
 
     step: jax.Array  # Optimizer steps so far, which is the position in the data.
     state: State
@@ -52,7 +52,7 @@ def train(
     Args:
       config: the run.
       dataset: its images in host memory, from `experiments.data.read`; every process
-        passes all of them and uses those of its own devices.
+        passes all of them, and its devices hold a part.
       folder: for checkpoints and metrics; all processes share it.
       devices: the devices to use; None is all, of all processes.
       show: whether to show a progress bar.
@@ -116,7 +116,7 @@ def _evaluate(
     }
 
 
-# What is compiled: abstract shapes first, then shardings, then arrays.
+# The compiled functions: abstract shapes first, then shardings, then arrays.
 
 _WEIGHTS, _OPTIMIZER, _MASK, _TRAINING = range(4)  # Folded into the root key.
 

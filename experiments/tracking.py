@@ -1,4 +1,4 @@
-"""Training for the gradient flow, which tracks what every weight has contributed."""
+"""Training that tracks the contribution of every weight, for the gradient flow."""
 
 import functools
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from experiments.training import State, cross_entropy, evaluate, gradients, upda
 
 
 class Tracked(NamedTuple):
-    r"""What a step changes.
+    r"""The state of training.
 
     The contribution of a weight to the fall of the loss so far is, to first order,
     :math:`\sum_t \eta_t g_i(t)^2`.

@@ -15,7 +15,7 @@ from experiments.models import Network
 
 
 class State(NamedTuple):
-    """What training changes."""
+    """The state of training."""
 
     params: Any  # Pruned weights are 0.
     stats: Any  # BatchNorm's running statistics.
@@ -90,7 +90,7 @@ def evaluate(network: Network, params: Any, stats: Any, images: jax.Array) -> ja
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What a method sees of one network: eval mode, fixed statistics, one batch."""
+    """A method's view of one network: eval mode, fixed statistics, one batch."""
 
     key: jax.Array
     stats: Any

@@ -1,6 +1,6 @@
 """ResNet-56 on CIFAR-100, 60 % of the filters removed in 1, 5 and 25 rounds.
 
-As cifar10_resnet56. For an accelerator: not run.
+As cifar10_resnet56. It needs an accelerator and has not been run.
 
 Run: python -m experiments.run cifar100_resnet56 --data.dir=<TFDS folder>
 """

@@ -1,8 +1,7 @@
 """MobileNet-V1 on CIFAR-10, 75 % of the filters removed in 1, 5 and 25 rounds.
 
-Lubana & Dick (2021) at their size, but for 5,000 training images that are held out to
-validate; a depthwise channel goes with the filter that feeds it, and counts once. For
-an accelerator: not run.
+As cifar10_vgg13. A depthwise channel is removed with the filter that feeds it, and
+counts once. It needs an accelerator and has not been run.
 
 Run: python -m experiments.run cifar10_mobilenet --data.dir=<TFDS folder>
 """

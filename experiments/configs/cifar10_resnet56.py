@@ -1,8 +1,7 @@
 """ResNet-56 on CIFAR-10, 60 % of the filters removed in 1, 5 and 25 rounds.
 
-Lubana & Dick (2021) at their size, but for 5,000 training images that are held out to
-validate, and the residual stream: channels that are added are one group here, where
-their code prunes each on its own. For an accelerator: not run.
+As cifar10_vgg13. Channels that the residual stream adds form one group here, and their
+code prunes each of them separately. It needs an accelerator and has not been run.
 
 Run: python -m experiments.run cifar10_resnet56 --data.dir=<TFDS folder>
 """

@@ -1,8 +1,7 @@
-"""VGG-16 on CIFAR-10 at 90, 96.8 and 99 %, beside Synaptic-Flow's published figures.
+"""VGG-16 on CIFAR-10 at 90, 96.8 and 99 %, to compare with Synaptic-Flow.
 
-Tanaka et al. (2020), their schedule and batch; DRIVE is added. 5,000 training images
-are held out, ReLU comes before BatchNorm, and the dense layer is one. For an
-accelerator: not run.
+As cifar10_resnet18. ReLU comes before BatchNorm, and there is a single dense layer. It
+needs an accelerator and has not been run.
 
 Run: python -m experiments.run cifar10_vgg16 --data.dir=<TFDS folder>
 """

@@ -1,4 +1,4 @@
-"""Masks that move, and sparse forward passes, on MNIST with LeNet-300-100.
+"""Moving masks and sparse forward passes on MNIST with LeNet-300-100.
 
 Run: python -m experiments.run mnist_dynamic --data.dir=<TFDS folder>
 """

@@ -136,8 +136,8 @@ def mixed(
 ) -> jax.Array:
     """Picks the fastest on CPUs.
 
-    Depthwise and 1x1 convolutions and maps of 2x2 pixels or less use patches, those of
-    at most 16 channels use rows of patches, and the rest XLA's own. A shrunk network
+    Patches for depthwise and 1x1 convolutions and for maps of 2x2 pixels or less, rows
+    of patches for at most 16 channels, and XLA's own for the rest. A shrunk network
     keeps the choice made for the full one.
     """
     rows, columns, per_group, outputs = kernel.shape

@@ -45,7 +45,7 @@ def parts(found: Mapping[str, Any]) -> Sequence[Any]:
 
 
 def conclusions(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What only the whole runs can tell, before their epochs are left out."""
+    """Conclusions from whole runs, before their epochs are left out."""
     return _kind(found).conclusions(found)
 
 

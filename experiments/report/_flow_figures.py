@@ -150,7 +150,7 @@ def diagnostics(found: Found, runs: Runs) -> bytes:
     _label(moved, title, "epoch", "distance from the epoch before")
     for panel in (similar, moved):
         panel.legend(frameon=False, fontsize=7)
-    sheet.suptitle(f"{found['name']}: what the gradient flow says")
+    sheet.suptitle(f"{found['name']}: predictions of the gradient flow")
     return png(sheet)
 
 
@@ -177,7 +177,7 @@ def _values(runs: Runs, row: Row, field: str) -> list[float]:
 
 
 def _share(runs: Runs, row: Row, field: str) -> float:
-    """What is left, in %."""
+    """The remaining share, in %."""
     left, whole = (statistics.mean(_values(runs, r, field)) for r in (row, DENSE))
     return 100 * left / whole
 

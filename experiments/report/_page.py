@@ -68,9 +68,9 @@ def _section(
 class Column(NamedTuple):
     """A column of accuracies.
 
-    The network and the training are those of the experiment. Other experiments with the
-    same ones count too; otherwise those of another network on the same data, which the
-    cell names.
+    Results come from the experiment, or from another one with the same network and
+    training. If there is none, another network on the same data counts, and the cell
+    names it.
     """
 
     experiment: str
@@ -120,7 +120,7 @@ def measured(folder: pathlib.Path) -> Callable[[str], list[str]]:
 
 
 def _results(folder: pathlib.Path, experiment: str) -> list[Row]:
-    """The rows of one experiment, and then of all others on its data."""
+    """The rows of an experiment, followed by all other rows on its data."""
     paths = sorted(folder.glob("*/results.json"))
     read = [r for r in map(_read, paths) if "pruning" in r["config"]]
     (first,) = [r for r in read if r["name"] == experiment]
