@@ -2,8 +2,8 @@
 
 Only the paper's abstract was available to us, so three choices are ours: the fitness by
 which K-starts chooses, whether its masks share one training, and whether dissipating
-removes weights to a given sparsity or by a threshold. "random" uses one random mask from
-the start, and "random_dropout" a new one in every step.
+removes weights to a given sparsity or by a threshold. "random" uses one random mask
+from the start, and "random_dropout" a new one in every step.
 
 Run: python -m experiments.run digits_starts
 """

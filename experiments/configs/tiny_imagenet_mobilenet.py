@@ -1,8 +1,8 @@
 """MobileNet-V1 on Tiny-ImageNet, 75 % of the filters removed in 1, 5 and 25 rounds.
 
-As cifar10_mobilenet. The labeled validation images are the test set. TFDS has no builder
-for this data set, so you prepare it yourself. It needs an accelerator and has not been
-run.
+As cifar10_mobilenet. The labeled validation images are the test set. TFDS has no
+builder for this data set, so you prepare it yourself. It needs an accelerator and has
+not been run.
 
 Run: python -m experiments.run tiny_imagenet_mobilenet --data.dir=<TFDS folder>
 """
