@@ -6,59 +6,16 @@ To publish a result, copy the files of a run, ``results.json`` and its figures, 
 folder there with the name of the experiment.
 """
 
-import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
 
-from experiments.report import _claims, _figures, _flow_figures, _page, _tables
 from experiments.report._claims import claims as claims
+from experiments.report._kinds import conclusions as conclusions
+from experiments.report._kinds import files as files
+from experiments.report._kinds import parts as parts
 from experiments.report._page import filled as filled
 from experiments.report._page import measured as measured
+from experiments.report._page import page as page
 from experiments.report._tables import mean_and_std as mean_and_std
 from experiments.report._tables import percent as percent
 
 HERE = pathlib.Path(__file__).parent.parent
-
-
-class Kind(NamedTuple):
-    """A kind of results; its functions are called with the content of a file."""
-
-    parts: Callable[..., Sequence[Any]]  # Tables and texts.
-    figures: Callable[..., dict[str, bytes]]  # By name.
-    conclusions: Callable[..., dict[str, Any]] = lambda found: {}  # For the file.
-
-
-KINDS = {  # By an option that only configs of this kind have.
-    "pruning": Kind(_tables.comparison, _figures.comparison),
-    "measures": Kind(_tables.rounds, _flow_figures.rounds, _claims.conclusions),
-}
-
-
-def _kind(found: Mapping[str, Any]) -> Kind:
-    return next(kind for option, kind in KINDS.items() if option in found["config"])
-
-
-def parts(found: Mapping[str, Any]) -> Sequence[Any]:
-    """Tables and texts on a result, for a terminal or for Markdown."""
-    return _kind(found).parts(found)
-
-
-def conclusions(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Conclusions from whole runs, before their epochs are left out."""
-    return _kind(found).conclusions(found)
-
-
-def files(found: Mapping[str, Any]) -> dict[str, bytes]:
-    """The files of a result, by name."""
-    left_out = ("epochs", "prunes")  # They stay in the files of the runs.
-    results = [
-        {k: v for k, v in run.items() if k not in left_out} for run in found["results"]
-    ]
-    text = json.dumps({**found, "results": results}, indent=2, default=str)
-    return {"results.json": f"{text}\n".encode(), **_kind(found).figures(found)}
-
-
-def page(folder: pathlib.Path) -> str:
-    """The page on all results in a folder."""
-    return _page.page(folder, parts)

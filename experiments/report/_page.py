@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from experiments import configs
 from experiments.methods import METHODS
 from experiments.report import _tables
+from experiments.report._kinds import parts
 from experiments.report._tables import Found, Row, mean_and_std, percent
 
 _HEAD = """\
@@ -22,10 +23,10 @@ was tuned on the test images. A run that is stopped resumes where it was.
 """
 
 
-def page(folder: pathlib.Path, parts: Callable[[Found], Sequence[Any]]) -> str:
-    """The page on all results in a folder; ``parts`` makes tables and texts of one."""
+def page(folder: pathlib.Path) -> str:
+    """The page on all results in a folder."""
     paths = sorted(folder.glob("*/results.json"))
-    sections = [_section(path.parent, _read(path), parts) for path in paths]
+    sections = [_section(path.parent, _read(path)) for path in paths]
     done = {path.parent.name for path in paths}
     names = [module.name for module in pkgutil.iter_modules(configs.__path__)]
     missing = [f"`{name}`" for name in names if name not in done]
@@ -33,9 +34,7 @@ def page(folder: pathlib.Path, parts: Callable[[Found], Sequence[Any]]) -> str:
     return "\n".join([_HEAD, *sections, *([not_run] if missing else [])])
 
 
-def _section(
-    folder: pathlib.Path, found: Found, parts: Callable[[Found], Sequence[Any]]
-) -> str:
+def _section(folder: pathlib.Path, found: Found) -> str:
     name, config, place = found["name"], found["config"], found["environment"]
     module = import_module(f"experiments.configs.{name}")
     images = ", ".join(f"{n:,} {split}" for split, n in found["images"].items())
