@@ -101,7 +101,7 @@ def augment(key: jax.Array, images: jax.Array, padding: int = 4) -> jax.Array:
 
 
 def _digits(config: Data, split: str, size: int | None) -> Examples:
-    """1,797 digits of 8x8 pixels in 17 greys; a fifth, stratified, is the test set."""
+    """1,797 digits of 8x8 pixels in 17 grays; a stratified fifth is the test set."""
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8, 1).astype(np.uint8)
     train, test = _stratified(images, labels, 0.2, config.seed)
@@ -114,9 +114,7 @@ def _tfds(config: Data, split: str, size: int | None) -> Examples:
     import tensorflow_datasets as tfds  # Only here: it takes a second to import.
     from tensorflow_datasets.core.constants import DATA_DIR
 
-    logging.getLogger("absl").setLevel(
-        logging.ERROR
-    )  # Hides a warning that cv2 is missing.
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Hides a warning on cv2.
     try:
         source: Any = tfds.data_source(
             config.name, split=split, data_dir=config.dir, download=False
@@ -127,14 +125,13 @@ def _tfds(config: Data, split: str, size: int | None) -> Examples:
         way = f"download it with\n  tfds build {config.name} {build}"
         if config.name in _NOT_IN_TFDS:
             way = (
-                "prepare it yourself, as TFDS has no builder of that name: after\n"
-                f"  tfds new {config.name}\nwrite how its images and labels are read, "
-                f"and in its folder\n  tfds build {build}"
+                "prepare it yourself, as TFDS has no builder for it: run\n"
+                f"  tfds new {config.name}\nwrite the code that reads its images and "
+                f"labels, and run in its folder\n  tfds build {build}"
             )
         raise DatasetMissingError(
-            f"No data set {config.name!r} with a {split!r} split, prepared as "
-            f"array_record, in {folder}. Pass the TFDS folder that holds it as "
-            f"--data.dir=<folder>, or {way}"
+            f"{folder} has no data set {config.name!r} with a {split!r} split in "
+            f"array_record format. Pass --data.dir=<TFDS folder>, or {way}"
         ) from None
     examples = source.__getitems__(range(len(source))[:size])
     images = np.stack([example["image"] for example in examples])

@@ -44,22 +44,20 @@ def batch_norm(width: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
 
 
 class ConvNorm(nnx.Module):
-    """A convolution without bias (3x3 unless said otherwise), and BatchNorm."""
+    """A convolution without bias, 3x3 by default, and BatchNorm."""
 
     def __init__(
         self,
         inputs: int,
         outputs: int,
         strides: int,
-        convolution: str,
+        how: str,
         rngs: nnx.Rngs,
-        *,
         size: int = 3,
         groups: int = 1,
     ):
-        self.conv = conv(
-            inputs, outputs, size, convolution, rngs, strides=strides, groups=groups
-        )
+        options: Any = {"strides": strides, "groups": groups}
+        self.conv = conv(inputs, outputs, size, how, rngs, **options)
         self.norm = batch_norm(outputs, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -71,8 +69,6 @@ def by_patches(
     kernel: jax.Array,
     strides: tuple[int, int],
     padding: Any,
-    *,
-    feature_group_count: int = 1,
     **options: Any,
 ) -> jax.Array:
     """A convolution without dilation as one matrix product over gathered patches.
@@ -83,16 +79,10 @@ def by_patches(
     are weighted and summed. Other grouped convolutions fall back to XLA's own.
     """
     rows, columns, per_group, outputs = kernel.shape
-    depthwise = per_group == 1 and outputs == feature_group_count > 1
-    if feature_group_count > 1 and not depthwise:
-        return jax.lax.conv_general_dilated(
-            images,
-            kernel,
-            strides,
-            padding,
-            feature_group_count=feature_group_count,
-            **options,
-        )
+    groups = options.get("feature_group_count", 1)
+    depthwise = per_group == 1 and outputs == groups > 1
+    if groups > 1 and not depthwise:
+        return jax.lax.conv_general_dilated(images, kernel, strides, padding, **options)
     padded = _padded(images, kernel, strides, padding)
     end_y, end_x = padded.shape[1] - rows + 1, padded.shape[2] - columns + 1
     taps = [
@@ -130,8 +120,6 @@ def mixed(
     kernel: jax.Array,
     strides: tuple[int, int],
     padding: Any,
-    *,
-    feature_group_count: int = 1,
     **options: Any,
 ) -> jax.Array:
     """Picks the fastest on CPUs.
@@ -141,22 +129,13 @@ def mixed(
     keeps the choice made for the full one.
     """
     rows, columns, per_group, outputs = kernel.shape
-    depthwise = per_group == 1 and feature_group_count > 1
+    groups = options.get("feature_group_count", 1)
     tiny = images.shape[1] * images.shape[2] <= 4
-    if depthwise or tiny or rows * columns == 1:
-        implementation = by_patches
-    elif feature_group_count == 1 and max(per_group, outputs) <= 16:
+    if tiny or rows * columns == 1 or per_group == 1 < groups:
+        return by_patches(images, kernel, strides, padding, **options)
+    if groups == 1 and max(per_group, outputs) <= 16:
         return by_rows(images, kernel, strides, padding)
-    else:
-        implementation = jax.lax.conv_general_dilated
-    return implementation(
-        images,
-        kernel,
-        strides,
-        padding,
-        feature_group_count=feature_group_count,
-        **options,
-    )
+    return jax.lax.conv_general_dilated(images, kernel, strides, padding, **options)
 
 
 def _padded(
