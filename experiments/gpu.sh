@@ -3,7 +3,7 @@
 #
 #   experiments/gpu.sh [--dry-run] CONFIG [OPTIONS of experiments.run ...]
 #
-# NODES and GPUS (of each node) in the environment start one process a GPU by srun.
+# With NODES and GPUS (per node) in the environment, srun starts one process per GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
