@@ -1,4 +1,4 @@
-"""Checkpoints by orbax, checked against the run before it resumes from one."""
+"""Checkpoints by orbax, checked before a run resumes from one."""
 
 import json
 import logging
@@ -22,39 +22,44 @@ class CheckpointError(Exception):
 
 
 class Keeper:
-    """The checkpoints of one run, the newest few of them.
+    """The newest checkpoints of one run.
 
-    A checkpoint holds a tree with the fields ``step`` and ``state``, the config, and a
-    checksum of every leaf, which orbax does not keep. Orbax saves while training goes
-    on: at any moment the folder holds whole checkpoints only, on disk in a form that
-    any mesh can restore.
+    A checkpoint holds the progress, the config, and a checksum of every leaf, which
+    orbax does not keep. Orbax saves while training goes on, shows whole checkpoints
+    only, and restores them on any mesh.
     """
 
     def __init__(self, folder: pathlib.Path, config: Scaled):
-        """Opens a folder."""
         self._folder = folder.absolute()
         self._config = json.loads(json.dumps(_numerics(config), default=str))
         self._keep = config.checkpoints.keep
         self._manager = self._open()
 
+    def _open(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.LatestN(self._keep),
+            cleanup_tmp_directories=True,
+        )
+        return ocp.CheckpointManager(self._folder, options=options)
+
     def save(self, progress: Any, step: int) -> None:
-        """Begins to write a checkpoint; the progress may be donated after it."""
+        """Begins to write a checkpoint; the progress may be donated afterwards."""
         about = {"config": self._config, "checksums": checksums(progress)}
         args = ocp.args.Composite(
             progress=ocp.args.StandardSave(progress), about=ocp.args.JsonSave(about)
         )
         self._manager.save(step, args=args)
 
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
     def restore(self, shapes: Any) -> Any:
         """The newest checkpoint that passes all checks; None if there is none.
 
-        Those refused are named in a warning and moved to ``refused``.
-
-        Args:
-          shapes: of the progress, with the wanted shardings.
-
-        Raises:
-          CheckpointError: if there are checkpoints, but all are refused, and why.
+        ``shapes`` are abstract arrays with shardings. Newer checkpoints, which do not
+        pass, are reported and moved to ``refused``. If none passes, this raises.
         """
         refused: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -66,7 +71,7 @@ class Keeper:
             for number, why in refused.items():
                 logging.warning("%s The run resumes from step %d.", why, step)
                 self._set_aside(number)
-            if refused:  # The manager remembers what it has seen.
+            if refused:  # The manager remembers the old folders.
                 self._manager.close()
                 self._manager = self._open()
             return progress
@@ -77,20 +82,6 @@ class Keeper:
             )
         return None
 
-    def close(self) -> None:
-        """Waits until everything is written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
-
-    def _open(self) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.LatestN(self._keep),
-                cleanup_tmp_directories=True,
-            ),
-        )
-
     def _read(self, step: int, shapes: Any) -> Any:
         """Reads one checkpoint, or says why it is refused."""
         name = f"Checkpoint {step} of {self._folder}"
@@ -100,11 +91,11 @@ class Keeper:
             config, sums = about["config"], about["checksums"]
         except Exception as error:  # A damaged folder raises errors of many types.
             raise CheckpointError(
-                f"{name} is truncated, or not one of these experiments: {error}."
+                f"{name} is truncated, or not from these experiments: {error}."
             ) from error
         difference = _difference(config, self._config)
         if difference:
-            raise CheckpointError(f"{name} is of another run: its {difference}.")
+            raise CheckpointError(f"{name} belongs to another run: its {difference}.")
         try:
             args = ocp.args.Composite(progress=ocp.args.StandardRestore(shapes))
             progress = self._manager.restore(step, args=args)["progress"]
@@ -115,42 +106,40 @@ class Keeper:
         wrong = int(jax.device_get(_unmasked(progress.state)))
         if wrong:
             raise CheckpointError(
-                f"{name} holds a mask that does not match its weights: {wrong} of the "
-                "weights that it prunes are not 0."
+                f"{name} has a mask that does not match its weights: {wrong} pruned "
+                "weights are not 0."
             )
         return progress
 
     def _set_aside(self, step: int) -> None:
-        """Moves a refused checkpoint out of the way, and keeps it."""
+        """Moves a checkpoint to the folder ``refused``."""
         if jax.process_index() == 0:
             aside = self._folder.with_name("refused")
             aside.mkdir(exist_ok=True)
-            number = 0
-            while (target := aside / f"{step}.{number}").exists():
-                number += 1
-            (self._folder / str(step)).rename(target)
+            number = len(list(aside.glob(f"{step}.*")))
+            (self._folder / str(step)).rename(aside / f"{step}.{number}")
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("refused")
 
 
 def _numerics(config: Scaled) -> dict[str, Any]:
-    """The part of a config that a run's numbers depend on."""
+    """The part of a config that the numbers of a run depend on."""
     plain = records.plain_config(config)
-    for name in ("fsdp", "distributed"):  # Where, not what, is computed.
+    for name in ("fsdp", "distributed"):
         del plain["parallel"][name]
     return {k: v for k, v in plain.items() if k not in ("checkpoints", "logging")}
 
 
 def _difference(found: Any, wanted: Any, path: str = "") -> str:
     """Names the first option in which two configs differ; "" if none."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in {**wanted, **found}:
-            where = f"{path}.{key}" if path else key
-            difference = _difference(found.get(key), wanted.get(key), where)
-            if difference:
-                return difference
-        return ""
-    return "" if found == wanted else f"{path} is {found}, but here {wanted}"
+    if not (isinstance(found, dict) and isinstance(wanted, dict)):
+        return "" if found == wanted else f"{path} is {found}, but here {wanted}"
+    for key in {**wanted, **found}:
+        where = f"{path}.{key}" if path else key
+        difference = _difference(found.get(key), wanted.get(key), where)
+        if difference:
+            return difference
+    return ""
 
 
 def checksums(tree: Any) -> list[int]:
@@ -160,7 +149,7 @@ def checksums(tree: Any) -> list[int]:
 
 @jax.jit
 def _checksums(leaves: list[jax.Array]) -> jax.Array:
-    """The sum of each leaf's words modulo 2^32: it changes with any one word."""
+    """The sum of each leaf's words modulo 2^32, which changes with any one word."""
 
     def one(leaf: jax.Array) -> jax.Array:
         if leaf.dtype != jnp.bool_:
@@ -173,7 +162,7 @@ def _checksums(leaves: list[jax.Array]) -> jax.Array:
 
 @jax.jit
 def _unmasked(state: Any) -> jax.Array:
-    """How many weights are not 0 though the mask in the optimizer's state prunes."""
+    """Counts the weights that are not 0 although the mask prunes them."""
     mask = jp.get_mask(state.opt_state, state.params)
     wrong = jax.tree.map(lambda p, m: jnp.sum((p != 0) & ~m), state.params, mask)
     return jnp.sum(jnp.stack(jax.tree.leaves(wrong)))

@@ -16,7 +16,7 @@ Examples: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
 class DatasetMissingError(Exception):
-    """The data set was not found where the config says."""
+    """The data set is not in the folder of the config."""
 
 
 class Split(NamedTuple):
@@ -44,7 +44,7 @@ class Dataset:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """How many images each split has."""
+        """The number of images in each split."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: len(split.labels) for name, split in splits.items()}
 
@@ -59,11 +59,7 @@ def load(config: Data) -> Dataset:
 
 
 def read(config: Data) -> Dataset:
-    """Reads a data set as NumPy arrays, the validation split carved from the training.
-
-    Raises:
-      DatasetMissingError: if it is not where ``config`` says, with how to get it.
-    """
+    """Reads a data set as NumPy arrays; validation images are held out of training."""
     wanted = None
     if config.train_size is not None:
         wanted = config.train_size + config.validation_size
@@ -83,7 +79,7 @@ def read(config: Data) -> Dataset:
 
 
 def balanced(split: Split, per_class: int, key: jax.Array) -> Split:
-    """Draws ``per_class`` examples of each class, or as many as there are."""
+    """Draws ``per_class`` examples of each class, or all if there are fewer."""
     order = np.asarray(jax.random.permutation(key, len(split.labels)))
     labels = np.asarray(split.labels)[order]
     chosen = [order[labels == c][:per_class] for c in np.unique(labels)]
@@ -105,7 +101,7 @@ def augment(key: jax.Array, images: jax.Array, padding: int = 4) -> jax.Array:
 
 
 def _digits(config: Data, split: str, size: int | None) -> Examples:
-    """1,797 digits of 8x8 pixels in 17 greys; a fifth, stratified, is the test set."""
+    """1,797 digits of 8x8 pixels in 17 grays; a stratified fifth is the test set."""
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8, 1).astype(np.uint8)
     train, test = _stratified(images, labels, 0.2, config.seed)
@@ -118,7 +114,7 @@ def _tfds(config: Data, split: str, size: int | None) -> Examples:
     import tensorflow_datasets as tfds  # Only here: it takes a second to import.
     from tensorflow_datasets.core.constants import DATA_DIR
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Else it reports a lack of cv2.
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Hides a warning on cv2.
     try:
         source: Any = tfds.data_source(
             config.name, split=split, data_dir=config.dir, download=False
@@ -129,14 +125,13 @@ def _tfds(config: Data, split: str, size: int | None) -> Examples:
         way = f"download it with\n  tfds build {config.name} {build}"
         if config.name in _NOT_IN_TFDS:
             way = (
-                "prepare it yourself, as TFDS has no builder of that name: after\n"
-                f"  tfds new {config.name}\nwrite how its images and labels are read, "
-                f"and in its folder\n  tfds build {build}"
+                "prepare it yourself, as TFDS has no builder for it: run\n"
+                f"  tfds new {config.name}\nwrite the code that reads its images and "
+                f"labels, and run in its folder\n  tfds build {build}"
             )
         raise DatasetMissingError(
-            f"No data set {config.name!r} with a {split!r} split, prepared as "
-            f"array_record, in {folder}. Pass the TFDS folder that holds it as "
-            f"--data.dir=<folder>, or {way}"
+            f"{folder} has no data set {config.name!r} with a {split!r} split in "
+            f"array_record format. Pass --data.dir=<TFDS folder>, or {way}"
         ) from None
     examples = source.__getitems__(range(len(source))[:size])
     images = np.stack([example["image"] for example in examples])
@@ -149,12 +144,11 @@ _NOT_IN_TFDS = ("tiny_imagenet",)
 def _stratified(
     images: np.ndarray, labels: np.ndarray, size: float, seed: int
 ) -> tuple[Examples, Examples]:
-    """Splits off ``size`` examples, a number or a fraction, with all classes alike."""
+    """Splits off ``size`` examples, a number or a fraction, stratified by class."""
     parts: Any = train_test_split(
         images, labels, test_size=size, stratify=labels, random_state=seed
     )
-    train_images, other_images, train_labels, other_labels = parts
-    return (train_images, train_labels), (other_images, other_labels)
+    return (parts[0], parts[2]), (parts[1], parts[3])
 
 
 def _split(images: np.ndarray, labels: np.ndarray) -> Any:

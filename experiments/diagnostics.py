@@ -1,4 +1,4 @@
-r"""What the gradient flow predicts of a pruning, and what happened.
+r"""Predictions of the gradient flow, and measured changes.
 
 With the weights :math:`P` removed, to first order
 
@@ -17,7 +17,7 @@ import jaxprune as jp
 
 
 def predicted_changes(flow: jp.Flow, before: Any, after: Any) -> dict[str, float]:
-    """What removing the weights that ``after`` lacks of ``before`` should change."""
+    """The changes predicted for removing the weights that ``after`` lacks."""
     lost = [b & ~a for b, a in zip(_leaves(before), _leaves(after), strict=True)]
 
     def over_lost(tree: Any) -> float:
@@ -31,7 +31,7 @@ def predicted_changes(flow: jp.Flow, before: Any, after: Any) -> dict[str, float
 
 
 def rates(flow: jp.Flow) -> dict[str, float]:
-    """The rates of change along the flow, in total, and the norm that they change."""
+    """The total rates of change along the flow, and the norms that they change."""
     found = jp.flow_rates(flow)
     return {
         "squared_norm": float(sum(np.sum(p**2) for p in _leaves(flow.params))),
@@ -42,7 +42,7 @@ def rates(flow: jp.Flow) -> dict[str, float]:
 
 
 def correlations(scores: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Pearson's and Spearman's correlation of every two measures' prunable weights."""
+    """Pearson's and Spearman's correlation of every two scores of prunable weights."""
     flat = {name: _flat(tree) for name, tree in scores.items()}
     ranks = {name: scipy.stats.rankdata(x) for name, x in flat.items()}
     return {
@@ -54,16 +54,21 @@ def correlations(scores: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    if a.std() == 0 or b.std() == 0:
+        return float("nan")
+    return float(np.corrcoef(a, b)[0, 1])
+
+
 def mask_distance(before: Any, after: Any) -> float:
-    """The fraction of the prunable weights that two masks treat differently."""
+    """The fraction of the prunable weights where two masks differ."""
     return float(np.mean(_flat(before) != _flat(after)))
 
 
 def contribution_share(contribution: Any, before: Any, after: Any) -> float:
-    """How much less the removed weights contributed than their number would suggest.
+    """The mean contribution of removed weights, divided by the mean over all weights.
 
-    The share of the removed weights in the contribution of all that were there, over
-    their share in the number: 1 for a random choice, below 1 for idle weights.
+    It is 1 for a random choice, and below 1 for weights that contributed little.
     """
     there, left, given = _flat(before), _flat(after), _flat(contribution)
     lost = there & ~left
@@ -73,14 +78,8 @@ def contribution_share(contribution: Any, before: Any, after: Any) -> float:
 
 
 def logit_distance(logits: np.ndarray, reference: np.ndarray) -> float:
-    """How far a network's outputs are from another's, relative to their size."""
+    """The distance between outputs and a reference, relative to the reference."""
     return float(np.linalg.norm(logits - reference) / np.linalg.norm(reference))
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    if a.std() == 0 or b.std() == 0:
-        return float("nan")
-    return float(np.corrcoef(a, b)[0, 1])
 
 
 def _leaves(tree: Any) -> list[np.ndarray]:
@@ -89,5 +88,4 @@ def _leaves(tree: Any) -> list[np.ndarray]:
 
 def _flat(tree: Any) -> np.ndarray:
     """The leaves that `jaxprune.matrices` prunes, end to end."""
-    leaves = [leaf.ravel() for leaf in _leaves(tree) if leaf.ndim >= 2]
-    return np.concatenate(leaves)
+    return np.concatenate([leaf.ravel() for leaf in _leaves(tree) if leaf.ndim >= 2])

@@ -1,4 +1,4 @@
-"""Where arrays are, and how images get there: a mesh of devices, and batches for it."""
+"""A mesh of devices, where arrays are on it, and batches for it."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,15 +14,10 @@ COPIES, PARTS = "copies", "parts"
 
 
 def mesh_of(parallel: Parallel, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh ``[copies, parts]``: a parameter is split over the parts, then copied.
+    """The mesh ``[copies, parts]``; parameters are split over ``parallel.fsdp`` parts.
 
-    Args:
-      parallel: ``fsdp`` is the number of parts; 1 is data-parallel training, -1 fully
-        sharded.
-      devices: those to use; None is all, of all processes.
-
-    Raises:
-      ValueError: if the number of parts does not divide the devices.
+    One part is data-parallel training, and -1 uses all devices. By default the mesh
+    spans the devices of all processes.
     """
     devices = jax.devices() if devices is None else devices
     parts = len(devices) if parallel.fsdp == -1 else parallel.fsdp
@@ -39,8 +34,8 @@ def mesh_of(parallel: Parallel, devices: Sequence[Any] | None = None) -> Mesh:
 def split(mesh: Mesh, leaf: Any) -> NamedSharding:
     """The sharding of an array of training state, from its shape alone.
 
-    A matrix or kernel is cut along its longest axis that the parts divide; vectors and
-    scalars are copied. So a mask, a momentum or a score is placed as its parameter is.
+    A matrix or kernel is split along its longest axis that the parts divide; vectors
+    and scalars are copied. So a mask or a momentum has its parameter's sharding.
     """
     parts = mesh.shape[PARTS]
     lengths = [n if n % parts == 0 else 0 for n in leaf.shape]
@@ -56,28 +51,20 @@ def copied(mesh: Mesh) -> NamedSharding:
 
 
 def spread(mesh: Mesh, axis: int) -> NamedSharding:
-    """Images: the axis of the batch is cut over all devices."""
+    """Images: the axis of the batch is split over all devices."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, (COPIES, PARTS)))
-
-
-# Batches from host memory: each process brings the rows of its own devices.
 
 
 class Feed:
     """The training batches of a run, as global arrays ``[microbatches, rows, ...]``.
 
-    The order of the images depends on seed and epoch alone, so any number of processes
-    sees the same batches, and a step's number is a position in the data.
+    The order of the images depends on the seed and the epoch alone, so any number of
+    processes sees the same batches, and the number of a step is a position in the data.
     """
 
     def __init__(
         self, images: Split, mesh: Mesh, batch_size: int, microbatches: int, seed: int
     ):
-        """Checks that a batch can be cut.
-
-        Raises:
-          ValueError: if devices and microbatches do not divide it.
-        """
         if batch_size % (microbatches * mesh.size):
             raise ValueError(
                 f"batch_size is {batch_size}: {microbatches} microbatches on "
@@ -88,13 +75,11 @@ class Feed:
                 f"batch_size is {batch_size}, but there are only "
                 f"{len(images.labels)} images to train on."
             )
-        self._images = images
+        self._images, self._seed = images, seed
         self._sharding = spread(mesh, 1)
         self._shape = (microbatches, batch_size // microbatches)
-        self._seed = seed
         self._order: tuple[int, np.ndarray] = (-1, np.arange(0))
-        self.steps = len(images.labels) // batch_size
-        """Of the optimizer, an epoch."""
+        self.steps = len(images.labels) // batch_size  # An epoch.
 
     def __call__(self, step: int) -> Split:
         """The batch of a step, counted from 0 over all epochs."""
@@ -108,9 +93,9 @@ class Feed:
 
 
 def place(images: Split, rows: np.ndarray, sharding: NamedSharding) -> Split:
-    """Brings the images at ``rows`` to the devices, every process its own.
+    """Puts the images at ``rows`` on the devices; each process brings its own.
 
-    Rows of -1 become blank images of the label -1.
+    Rows of -1 become blank images with the label -1.
     """
     held = np.zeros(rows.shape, bool)  # By the devices of this process.
     for part in sharding.addressable_devices_indices_map(rows.shape).values():
@@ -127,7 +112,7 @@ def place(images: Split, rows: np.ndarray, sharding: NamedSharding) -> Split:
 
 
 def held_out(dataset: Dataset, mesh: Mesh, size: int) -> Iterator[tuple[str, Split]]:
-    """Batches of the validation and the test images, the last ones filled up."""
+    """Batches of the validation and the test images, the last ones padded."""
     size = -(-size // mesh.size) * mesh.size
     for name in ("validation", "test"):
         images = getattr(dataset, name)

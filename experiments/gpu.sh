@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Trains one network on GPUs: those of this host, or of many under SLURM (docs/gpu.md).
+# Trains one network on the GPUs of this host, or of many under SLURM (docs/gpu.md).
 #
 #   experiments/gpu.sh [--dry-run] CONFIG [OPTIONS of experiments.run ...]
 #
-# NODES and GPUS (of each node) in the environment start one process a GPU by srun.
+# With NODES and GPUS (per node) in the environment, srun starts one process per GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,8 +1,8 @@
 """Program 2: pruning in rounds while training, the pipeline of Lubana & Dick (2021).
 
-An epoch, score, prune, in rounds; then training to the end. Every run is a file of its
-own, written whole when it ends; a run whose file is there is not run again, so an
-experiment that was stopped resumes where it was.
+Train an epoch, score, prune, in rounds; then train to the end. Every run is a file,
+written whole when the run ends. A run whose file exists does not run again, so an
+experiment that was stopped resumes.
 """
 
 import functools
@@ -27,15 +27,14 @@ from experiments.training import State, evaluate
 
 
 class Row(NamedTuple):
-    """A row of the results: what is pruned by what, how much, in how many rounds."""
+    """A row of the results."""
 
     measure: str
-    level: str
-    fraction: float
+    level: str  # "filters" or "weights".
+    fraction: float  # Of all filters, removed after the last round.
     rounds: int
 
     def file(self, seed: int) -> str:
-        """The name of the file of one run."""
         return (
             f"{self.measure}-{self.level}-{self.fraction:g}-{self.rounds}-{seed}.json"
         )
@@ -45,7 +44,7 @@ DENSE = Row("dense", "weights", 0.0, 0)
 
 
 def plan(config: Rounds) -> list[Row]:
-    """All rows: the dense network first, filters before weights, which follow them."""
+    """All rows: the dense network first, and filters before weights."""
     return [DENSE] + [
         Row(measure, level, fraction, rounds)
         for fraction in config.fractions
@@ -56,56 +55,16 @@ def plan(config: Rounds) -> list[Row]:
     ]
 
 
-def run(
-    config: Rounds,
-    dataset: Dataset,
-    folder: pathlib.Path,
-    on_epoch: Callable[[Row, int, int], None],
-) -> list[dict[str, Any]]:
-    """Runs what is not yet in the folder; returns all runs, as written there.
-
-    Args:
-      config: the experiment.
-      dataset: its images.
-      folder: where the runs are and go, one JSON file each.
-      on_epoch: ``on_epoch(row, seed, epochs)``, called after every epoch, and once for
-        all epochs of a run that was there.
-
-    Raises:
-      ValueError: if the folder holds runs of another config.
-    """
-    records.claim(folder, config, seeds=1)  # A run a seed: their number may change.
-    trainer = Trainer(config, dataset)
-    root = jax.random.key(config.seed, impl="rbg")  # Compiles faster than threefry.
-    for seed in range(config.seeds):
-        key, shared = jax.random.fold_in(root, seed), None
-        for row in plan(config):
-            if (folder / row.file(seed)).exists():
-                on_epoch(row, seed, config.epochs)
-                continue
-            shared = shared or prepare(config, dataset, trainer, key)
-            started = time.perf_counter()
-            found = run_row(shared, row, folder, seed, on_epoch)
-            seconds = time.perf_counter() - started
-            stored = {**row._asdict(), "seed": seed, "seconds": seconds, **found}
-            records.save(folder / row.file(seed), stored)
-    return [
-        records.load(folder / row.file(seed))
-        for row in plan(config)
-        for seed in range(config.seeds)
-    ]
-
-
 class Shared(NamedTuple):
-    """What all runs of one seed share; the state is the one after the first epoch."""
+    """Shared by all runs of one seed."""
 
     config: Rounds
     dataset: Dataset
     trainer: Trainer
-    groups: Any
+    groups: Any  # Of channels.
     scored: Split
-    origin: Any
-    state: Tracked
+    origin: Any  # The initial parameters.
+    state: Tracked  # After the first epoch, and its loss.
     loss: float
     epoch_keys: jax.Array
     score_keys: jax.Array
@@ -116,9 +75,47 @@ class Shared(NamedTuple):
         return jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), self.origin)
 
 
+def epochs(config: Rounds) -> int:
+    """The epochs of all runs."""
+    return config.epochs * config.seeds * len(plan(config))
+
+
+def run(
+    config: Rounds,
+    dataset: Dataset,
+    folder: pathlib.Path,
+    tell: Callable[[str, int], None],
+) -> list[dict[str, Any]]:
+    """Runs the rows that are not in the folder; returns all runs as stored there.
+
+    Calls ``tell(words, epochs)`` after every epoch, and once for a run from before.
+    """
+    records.claim(folder, config, seeds=1)  # A run a seed: their number may change.
+    trainer = Trainer(config, dataset)
+    root = jax.random.key(config.seed, impl="rbg")  # Compiles faster than threefry.
+    prepared = functools.cache(
+        lambda seed: prepare(config, dataset, trainer, jax.random.fold_in(root, seed))
+    )
+    for seed in range(config.seeds):
+        for row in plan(config):
+            words = f"{row.measure} {row.level} {row.fraction:g}, seed {seed}"
+            path = folder / row.file(seed)
+            if path.exists():
+                tell(words, config.epochs)
+            else:
+                on_epoch = functools.partial(tell, words, 1)
+                records.save(path, run_row(prepared(seed), row, folder, seed, on_epoch))
+    return [
+        records.load(folder / row.file(seed))
+        for row in plan(config)
+        for seed in range(config.seeds)
+    ]
+
+
 def prepare(
     config: Rounds, dataset: Dataset, trainer: Trainer, key: jax.Array
 ) -> Shared:
+    """Draws a network and trains it for the first epoch."""
     init_key, batch_key, epochs_key, scores_key = jax.random.split(key, 4)
     params, stats = jax.jit(trainer.network.init)(init_key)
     epoch_keys = jax.random.split(epochs_key, config.epochs)
@@ -143,10 +140,11 @@ def run_row(
     row: Row,
     folder: pathlib.Path,
     seed: int,
-    on_epoch: Callable[[Row, int, int], None],
+    on_epoch: Callable[[], None],
 ) -> dict[str, Any]:
     """Runs one row for one seed."""
-    config, trainer = shared.config, shared.trainer
+    started = time.perf_counter()
+    config, trainer, dataset = shared.config, shared.trainer, shared.dataset
     mask, masks = shared.whole, {}
     state, loss = jax.tree.map(jnp.copy, shared.state), shared.loss
     dense, counts = _dense_logits(folder, row, seed), _filter_counts(folder, row, seed)
@@ -154,15 +152,15 @@ def run_row(
     for number in range(config.epochs):
         if number > 0:
             state, loss = trainer.epoch(state, shared.epoch_keys[number], number)
-        on_epoch(row, seed, 1)
-        found = trainer.look(state, shared.dataset.validation)
-        logits.append(found.logits)
+        on_epoch()
+        seen = trainer.evaluate(state, dataset.validation)
+        logits.append(seen.logits)
         epoch: dict[str, Any] = {
             "train_loss": loss,
-            "validation_accuracy": found.accuracy,
-            "test_accuracy": trainer.look(state, shared.dataset.test).accuracy,
+            "validation_accuracy": seen.accuracy,
+            "test_accuracy": trainer.evaluate(state, dataset.test).accuracy,
             "distance_to_dense": diagnostics.logit_distance(
-                found.logits, dense[number] if dense else found.logits
+                seen.logits, dense[number] if dense else seen.logits
             ),
         }
         evidence = None
@@ -184,13 +182,13 @@ def run_row(
     if row == DENSE:
         buffer = io.BytesIO()
         np.savez(buffer, *logits)
-        records.write(folder / _LOGITS.format(seed), buffer.getvalue())
-    timed = seed == 0 and row.level == "filters"
-    # The last epoch, and the one best on validation once all pruning is done.
+        records.write(folder / f"dense-{seed}.npz", buffer.getvalue())
+    # The last epoch, and the best on validation after all pruning.
     best = max(
         range(row.rounds, len(epochs)), key=lambda n: epochs[n]["validation_accuracy"]
     )
-    return {
+    timed = seed == 0 and row.level == "filters"
+    found = {
         "test_accuracy": epochs[-1]["test_accuracy"],
         "validation_accuracy": epochs[-1]["validation_accuracy"],
         "best_epoch": best + 1,
@@ -200,21 +198,20 @@ def run_row(
         "epochs": epochs,
         "prunes": prunes,
     }
-
-
-_LOGITS = "dense-{}.npz"
+    seconds = time.perf_counter() - started
+    return {**row._asdict(), "seed": seed, "seconds": seconds, **found}
 
 
 def _dense_logits(folder: pathlib.Path, row: Row, seed: int) -> list[np.ndarray]:
     """The dense network's logits after every epoch; none for the dense row itself."""
     if row == DENSE:
         return []
-    with np.load(folder / _LOGITS.format(seed)) as stored:
+    with np.load(folder / f"dense-{seed}.npz") as stored:
         return [stored[name] for name in stored.files]
 
 
 def _filter_counts(folder: pathlib.Path, row: Row, seed: int) -> list[int]:
-    """How many parameters the filters' run of a weights' row had after each round."""
+    """For a row of weights, the parameters that its row of filters kept each round."""
     found = records.load(folder / row._replace(level="filters").file(seed))
     if row.level == "filters" or row == DENSE or found is None:
         return []
@@ -225,47 +222,38 @@ def _filter_counts(folder: pathlib.Path, row: Row, seed: int) -> list[int]:
 
 
 def gather_evidence(shared: Shared, state: Tracked, key: jax.Array) -> Evidence:
-    config, flow = (
-        shared.config,
-        functools.partial(shared.trainer.flow, state, shared.scored),
+    """The gradient flows that the measures read."""
+    config = shared.config
+    flow, grasp_flow, unit_flow = (
+        shared.trainer.flow(state, shared.scored, temperature)
+        for temperature in (config.temperature, config.grasp_temperature, 1.0)
     )
-    return Evidence(
-        flow(config.temperature),
-        flow(config.grasp_temperature),
-        flow(1.0),
-        shared.origin,
-        state.tracked,
-        key,
-    )
+    return Evidence(flow, grasp_flow, unit_flow, shared.origin, state.tracked, key)
 
 
 def prune(
     shared: Shared, row: Row, done: int, evidence: Any, mask: Any, count: int | None
 ) -> Any:
-    """The mask after ``done`` rounds, inside the mask so far.
+    """The mask after ``done`` rounds, within the mask so far.
 
-    Single weights are pruned to ``count`` parameters, if it is given.
+    With a ``count``, single weights are pruned to that number of parameters.
     """
     measure = MEASURES[row.measure]
     fraction = float(jp.hyperbolic_schedule(row.fraction, row.rounds)(done))
     if row.level == "weights":
-        if count is not None:  # All parameters, of which only some are prunable.
+        if count is not None:  # Of all parameters; only some are prunable.
             sizes = [leaf.size for leaf in jax.tree.leaves(shared.origin)]
             flags = jax.tree.leaves(jp.matrices(shared.origin))
             prunable = sum(n for n, flag in zip(sizes, flags, strict=True) if flag)
             fraction = (sum(sizes) - count) / prunable
         return jp.global_mask(measure.weights(evidence), fraction, prior=mask)
-    kept = jax.tree.map(jnp.float32, mask)
-    scores = [
-        jnp.where(left > 0, score, -jnp.inf)  # Removed filters rank last.
-        for score, left in zip(
-            measure.filters(evidence, shared.groups),
-            jp.structured.group_scores(kept, shared.groups),
-            strict=True,
-        )
-    ]
+    left = jp.structured.group_scores(jax.tree.map(jnp.float32, mask), shared.groups)
+    scores = measure.filters(evidence, shared.groups)
     return jp.structured.structured_mask(
-        scores,
+        [  # Removed filters rank last.
+            jnp.where(n > 0, score, -jnp.inf)
+            for score, n in zip(scores, left, strict=True)
+        ],
         shared.groups,
         shared.origin,
         fraction,
@@ -277,12 +265,13 @@ def prune(
 def describe_prune(
     shared: Shared, before: Tracked, after: Tracked, evidence: Any, old: Any, new: Any
 ) -> dict[str, Any]:
-    """What a pruning was predicted to change, and what it changed."""
-    flow = shared.trainer.flow(after, shared.scored, shared.config.temperature)
+    """The predicted and the measured changes by a pruning."""
+    trainer, scored = shared.trainer, shared.scored
+    flow = trainer.flow(after, scored, shared.config.temperature)
     flows = (evidence.flow, flow)
     return {
         "parameters": int(sum(m.sum() for m in jax.tree.leaves(new))),
-        "loss": [shared.trainer.look(s, shared.scored).loss for s in (before, after)],
+        "loss": [trainer.evaluate(state, scored).loss for state in (before, after)],
         "squared_gradient": [diagnostics.rates(f)["squared_gradient"] for f in flows],
         "predicted": diagnostics.predicted_changes(evidence.flow, old, new),
         "distance": diagnostics.mask_distance(old, new),
@@ -295,45 +284,44 @@ def describe_prune(
 def compare_measures(
     shared: Shared, evidence: Any, before: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """How alike the measures are, and how far their masks moved since ``before``."""
-    fraction = max(shared.config.fractions)
-    rows = {name: Row(name, "filters", fraction, 1) for name in shared.config.measures}
+    """How similar the measures are; how much their masks differ from ``before``."""
+    fraction, names = max(shared.config.fractions), shared.config.measures
     masks = {
-        name: prune(shared, row, 1, evidence, shared.whole, None)
-        for name, row in rows.items()
+        name: prune(
+            shared, Row(name, "filters", fraction, 1), 1, evidence, shared.whole, None
+        )
+        for name in names
     }
     scores = {
         name: MEASURES[name].weights(evidence)
-        for name in shared.config.measures
+        for name in names
         if MEASURES[name].has_weights
     }
-    found = {
-        "correlations": diagnostics.correlations(scores),
-        "mask_distance": {
-            name: diagnostics.mask_distance(before[name], mask)
-            for name, mask in masks.items()
-            if name in before
-        },
+    distances = {
+        name: diagnostics.mask_distance(before[name], masks[name])
+        for name in names
+        if name in before
     }
-    return found, masks
+    correlations = diagnostics.correlations(scores)
+    return {"correlations": correlations, "mask_distance": distances}, masks
 
 
-# How small, cheap and fast a pruned network is: counted, and measured.
+# How small, cheap and fast a pruned network is: counted and measured.
 
 _BATCH, _TIMES = 100, 25
 
 
 def _timed(net: Network, stats: Any, dataset: Dataset) -> tuple[Any, jax.Array]:
-    """A network in eval mode, and a batch for it."""
+    """A network in eval mode and a batch for it."""
     images = dataset.standardize(dataset.test.images[:_BATCH])
     return lambda params, x: evaluate(net, params, stats, x), images
 
 
 def measure_size(shared: Shared, state: State, mask: Any, level: str) -> dict[str, Any]:
-    """Counts parameters and the FLOPs of one image.
+    """Counts the parameters, and the FLOPs of one image.
 
-    Filters are really removed. Single weights are not: the FLOPs are those that
-    hardware could skip, and the program costs the same as before.
+    Filters are removed from the network. Single weights are not, and their FLOPs are
+    those that hardware could skip.
     """
     apply, images = _timed(shared.trainer.network, state.stats, shared.dataset)
     if level == "weights":
@@ -347,9 +335,8 @@ def measure_size(shared: Shared, state: State, mask: Any, level: str) -> dict[st
 def measure_latency(shared: Shared, state: State, mask: Any) -> dict[str, float]:
     """Times a batch in the masked and in the shrunk network, and compares outputs.
 
-    Returns:
-      Seconds, "masked" and "small", and the largest "difference" of an output, relative
-      to the largest output.
+    Returns seconds, "masked" and "small", and the largest "difference" of an output,
+    relative to the largest output.
     """
     apply, images = _timed(shared.trainer.network, state.stats, shared.dataset)
     masked = jax.jit(apply)

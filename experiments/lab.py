@@ -1,9 +1,10 @@
-"""The networks of a comparison: drawn, trained and pruned together, `S` seeds at once.
+"""The networks of a comparison: `S` seeds, drawn, trained and pruned together.
 
-One compiled epoch serves every mask, sparsity and seed: everything that differs is an
-argument with a leading axis of seeds, the mask in the optimizer state included.
+One compiled epoch serves all masks, sparsities and seeds: everything that differs is an
+argument with a leading axis of seeds, including the mask in the optimizer state.
 """
 
+import copy
 import functools
 import statistics
 import time
@@ -24,10 +25,10 @@ from experiments.training import State, View, evaluate, gradients, optimizer_of,
 
 
 class Metrics(NamedTuple):
-    """After an epoch: mean training loss, accuracies in [0, 1], sparsity reached."""
+    """Measured after an epoch, ``[S]`` each."""
 
-    loss: jax.Array
-    validation: jax.Array
+    loss: jax.Array  # The mean training loss.
+    validation: jax.Array  # Accuracy in [0, 1].
     test: jax.Array
     sparsity: jax.Array
 
@@ -42,20 +43,10 @@ class Keys(NamedTuple):
 
 
 class Lab:
-    """What all rows share, and a `methods.Setup`; trees have a leading axis of seeds.
-
-    Attributes:
-      options: those of the methods.
-      network: the network.
-      epochs: of a training.
-      steps: of the optimizer, in a training.
-      seeds: how many networks.
-      keys: their random keys.
-      batches: the scoring batch of each seed.
-    """
+    """Shared by all rows; a `methods.Setup`. Trees have a leading axis of seeds."""
 
     def __init__(self, config: Config, dataset: Dataset):
-        """Draws the networks and the batches; nothing is compiled for training yet."""
+        """Draws the networks and the scoring batches; compiles no training yet."""
         self.config, self.dataset, self.options = config, dataset, config.pruning
         self.epochs, self.seeds = config.epochs, config.seeds
         self.network = network(config.model, dataset.image_shape, dataset.classes)
@@ -70,11 +61,9 @@ class Lab:
         self._invert = False
         self._once: dict[Any, Any] = {}
         self._tx = optimizer_of(config, self.steps_an_epoch)
-        # The state has the key: after its start, the optimizer does not read this one.
-        self._unused = jax.random.key(0, impl="rbg")
 
     def init(self, keys: jax.Array) -> tuple[Any, Any]:
-        """Draws parameters, and the statistics that go with them."""
+        """Draws parameters and their statistics."""
         return jax.jit(lambda keys: jax.lax.map(self.network.init, keys))(keys)
 
     def _scoring_batch(self, key: jax.Array) -> Split:
@@ -82,23 +71,23 @@ class Lab:
         return Split(self.dataset.standardize(batch.images), batch.labels)
 
     def once(self, name: Any, make: Callable[[], Any]) -> Any:
-        """Makes something when it is first asked for."""
+        """Makes something on the first call and keeps it."""
         if name not in self._once:
             self._once[name] = make()
         return self._once[name]
 
     def inverted(self) -> "Lab":
-        """The same lab, where the weights that score lowest stay."""
-        lab = object.__new__(Lab)
-        lab.__dict__.update(self.__dict__, _invert=True)
+        """The same lab, except that the weights that score lowest stay."""
+        lab = copy.copy(self)
+        lab._invert = True
         return lab
 
     def compile(self) -> None:
-        """Compiles an epoch, so that what follows can be timed."""
+        """Compiles an epoch before times are taken."""
         self.once("compiled", lambda: self.train(self.dense(0), 1))
 
     def dense(self, epochs: int) -> Start:
-        """Trains whole networks, once for each number of epochs."""
+        """Trains dense networks, once for each number of epochs."""
         if not epochs:
             return self._whole
 
@@ -116,12 +105,8 @@ class Lab:
     ) -> Start:
         """Trains until the triggers of most seeds have fired.
 
-        All seeds stop after the same epoch, at the latest with half of training to go.
-
-        Args:
-          trigger: of one network.
-          view: ``view(params)``, what the trigger is updated with.
-          start: where it begins to look.
+        All seeds stop after the same epoch, in the first half of training. A trigger is
+        updated with ``view(params)`` of its network.
         """
         look = jax.jit(jax.vmap(lambda p, state: trigger.update(view(p), state)))
         states, fired = jax.vmap(trigger.init)(start.params), np.zeros(self.seeds, bool)
@@ -137,7 +122,7 @@ class Lab:
         return start._replace(pruning_seconds=start.pruning_seconds + seconds)
 
     def prune(self, start: Start, choose: Choose, sparsity: float) -> Start:
-        """Chooses the masks of all seeds, one network at a time, and times it."""
+        """Chooses and times the masks of all seeds, one network at a time."""
         found, seconds = [], []
         each = unstacked((start.params, start.stats))
         for (params, stats), key, batch in zip(
@@ -168,29 +153,18 @@ class Lab:
         keys: Keys | None = None,
         on_epoch: Callable[[], None] = lambda: None,
     ) -> tuple[State, list[Metrics]]:
-        """Trains from a start until an epoch, with a new optimizer if it has none.
+        """Trains until an epoch; a start without an optimizer gets a new one.
 
-        The leading axis may be longer than the seeds, if there are ``keys`` for it.
+        With ``keys``, the leading axis may be longer than the number of seeds.
         """
         keys = keys or self.keys
-        step = jnp.int32(start.first * self.steps_an_epoch)
-        state = self._begin(
-            start.recipe,
-            start.params,
-            start.stats,
-            start.mask,
-            keys.masks,
-            step,
-            start.opt_state,
-        )
-        history = []
+        recipe, step = start.recipe, jnp.int32(start.first * self.steps_an_epoch)
+        given = start.params, start.stats, start.mask, keys.masks, start.opt_state
+        state, history = self._begin(recipe, step, *given), []
         for epoch in range(start.first, until):
+            epoch_keys = jax.vmap(jax.random.fold_in, (0, None))(keys.training, epoch)
             state, metrics = self._epoch(
-                start.recipe,
-                state,
-                _fold_in(keys.training, epoch),
-                jnp.float32(sparsity),
-                self.dataset,
+                recipe, state, epoch_keys, jnp.float32(sparsity), self.dataset
             )
             history.append(jax.device_get(metrics))
             on_epoch()
@@ -211,17 +185,8 @@ class Lab:
         return lambda *args: jax.lax.map(lambda xs: f(*xs), args)
 
     @functools.partial(jax.jit, static_argnames=("self", "recipe"))
-    def _begin(
-        self,
-        recipe: Recipe,
-        params: Any,
-        stats: Any,
-        mask: Any,
-        keys: jax.Array,
-        step: jax.Array,
-        opt_state: Any,
-    ) -> State:
-        """Masks the parameters; a new optimizer's schedule goes on from ``step``."""
+    def _begin(self, recipe: Recipe, step: jax.Array, *given: Any) -> State:
+        """Masks the parameters; a new optimizer's schedule continues from ``step``."""
 
         def one(
             params: Any, stats: Any, mask: Any, key: jax.Array, opt_state: Any
@@ -234,7 +199,7 @@ class Lab:
             rest = jax.tree.map(jnp.copy, (stats, opt_state))
             return State(jp.apply_mask(params, mask), *rest)
 
-        return self._over_seeds(one)(params, stats, mask, keys, opt_state)
+        return self._over_seeds(one)(*given)
 
     @functools.partial(
         jax.jit, static_argnames=("self", "recipe"), donate_argnames="state"
@@ -247,17 +212,18 @@ class Lab:
         sparsity: jax.Array,
         dataset: Dataset,
     ) -> tuple[State, Metrics]:
-        """One epoch of every network."""
+        """Trains every network for an epoch."""
         config, steps = self.config, self.steps_an_epoch
-        tx = recipe.optimizer(self, self._tx, sparsity, self._unused)
+        # The state has the key: after init, the optimizer does not read this one.
+        unused = jax.random.key(0, impl="rbg")
+        tx = recipe.optimizer(self, self._tx, sparsity, unused)
 
         def step(state: State, given: tuple[jax.Array, jax.Array]) -> Any:
             key, index = given
             loss, stats, grads = gradients(
                 self.network,
                 dataset,
-                state.params,
-                state.stats,
+                state,
                 jax.tree.map(lambda x: x[index], dataset.train),
                 key,
                 augmented=config.data.augment,
@@ -277,13 +243,11 @@ class Lab:
             state, losses = jax.lax.scan(step, state, batches)
             mask = recipe.mask(state.params, state.opt_state, sparsity, key)
             params = jp.apply_mask(state.params, mask)
-            return state, Metrics(
-                losses.mean(),
-                *self._accuracies(params, state.stats, dataset),
-                jp.sparsity(mask, state.params),
-            )
+            accuracies = self._accuracies(params, state.stats, dataset)
+            reached = jp.sparsity(mask, state.params)
+            return state, Metrics(losses.mean(), *accuracies, reached)
 
-        # One after the other: under vmap a key may draw what it does not alone.
+        # One after the other: under vmap a key may draw other numbers than alone.
         return self._over_seeds(one)(state, keys, jax.lax.map(order, keys))
 
     @functools.partial(jax.jit, static_argnames=("self", "recipe"))
@@ -297,7 +261,6 @@ class Lab:
 
     @functools.partial(jax.jit, static_argnames="self")
     def _evaluate(self, params: Any, stats: Any, dataset: Dataset) -> Any:
-        """The accuracies of all networks."""
         one = functools.partial(self._accuracies, dataset=dataset)
         return self._over_seeds(one)(params, stats)
 
@@ -323,13 +286,8 @@ def _trained(
 ) -> Start:
     """The start some epochs later."""
     return start._replace(
-        params=state.params,
-        stats=state.stats,
-        opt_state=state.opt_state,
+        **state._asdict(),
         first=start.first + len(history),
         history=(*start.history, *history),
         pruning_seconds=start.pruning_seconds + seconds,
     )
-
-
-_fold_in = jax.vmap(jax.random.fold_in, in_axes=(0, None))

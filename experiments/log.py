@@ -14,33 +14,29 @@ import rich.progress
 from experiments import records
 from experiments.config import Scaled
 
+_COMPILED = 3  # Steps after which nothing compiles, as a rule.
+
 
 class Log(contextlib.AbstractContextManager):
-    """Writes from the first process alone; traces every one.
+    """Writes ``metrics.jsonl`` from the first process; every process can be traced.
 
-    ``metrics.jsonl`` holds one object a line: ``step`` and what was measured
-    there. Lines that a killed run wrote after the checkpoint it resumes from are
-    dropped.
+    A line is an object with a ``step`` and its metrics. Lines that a killed run wrote
+    after the checkpoint that it resumes from are dropped.
     """
 
     def __init__(
         self, config: Scaled, folder: pathlib.Path, first: int, total: int, show: bool
     ):
         """Opens the files; ``first`` of ``total`` steps are done."""
-        self._config = config
-        self._first = first
-        self._folder = folder
-        self._leads = jax.process_index() == 0
+        self._config, self._folder = config, folder
         self._since = time.perf_counter(), first
-        self._trace = range(0)
-        if config.logging.profile:
-            begin = min(first + _COMPILED, total)
-            self._trace = range(begin, min(begin + config.logging.profile, total))
+        begin = min(first + _COMPILED, total)
+        self._trace = range(begin, min(begin + config.logging.profile, total))
         self._words = "compiling"
         self._file: Any = None
         self._board: Any = None
         with contextlib.ExitStack() as stack:
-            if self._leads:
+            if jax.process_index() == 0:
                 folder.mkdir(parents=True, exist_ok=True)
                 path = folder / "metrics.jsonl"
                 records.write(path, _until(path, first))
@@ -51,7 +47,7 @@ class Log(contextlib.AbstractContextManager):
             self._stack = stack.pop_all()
 
     def step(self, done: int, loss: jax.Array) -> None:
-        """Counts a step; now and then waits for its loss and writes it."""
+        """Counts a step; every few steps it waits for the loss and writes it."""
         if self._trace and done == self._trace.start:
             jax.block_until_ready(loss)
             jax.profiler.start_trace(str(self._folder / "profile"))
@@ -70,7 +66,7 @@ class Log(contextlib.AbstractContextManager):
             self._stop()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Writes metrics of a step."""
+        """Writes the metrics of a step."""
         if self._file is not None:
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
             self._file.flush()
@@ -85,20 +81,19 @@ class Log(contextlib.AbstractContextManager):
             jax.profiler.stop_trace()
 
     def __exit__(self, *error: Any) -> None:
-        """Closes the files, and a trace that the end cut short."""
+        """Closes the files, and a trace that is not finished."""
         self._stack.close()
 
 
 def _until(path: pathlib.Path, step: int) -> bytes:
     """The whole lines of a file up to a step."""
-    if not path.exists():
-        return b""
-    lines = []
-    for line in path.read_text().splitlines(keepends=True):
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = []
+    for line in lines:
         if not line.endswith("\n") or json.loads(line)["step"] > step:
             break
-        lines.append(line)
-    return "".join(lines).encode()
+        kept.append(line)
+    return "".join(kept).encode()
 
 
 def _board(folder: pathlib.Path, first: int) -> Any:
@@ -127,6 +122,3 @@ def bar(unit: str, total: int, done: int = 0, show: bool = True) -> Iterator[Any
     with rich.progress.Progress(*columns, disable=not show) as progress:
         task = progress.add_task("compiling", total=total, completed=done)
         yield functools.partial(progress.update, task)
-
-
-_COMPILED = 3  # Steps after which nothing compiles, as a rule.

@@ -11,39 +11,23 @@ from jaxprune import measures
 
 
 class Evidence(NamedTuple):
-    """What a measure may look at; trees are like the parameters.
+    """The input of a measure; trees are like the parameters."""
 
-    Attributes:
-      flow: the gradient flow of the training loss, order 2.
-      grasp_flow: the flow at GraSP's temperature.
-      unit_flow: the flow at temperature 1.
-      origin: the parameters at initialization.
-      tracked: the moving average of the biased loss over the last minibatches.
-      key: a random key.
-    """
-
-    flow: jp.Flow
-    grasp_flow: jp.Flow
-    unit_flow: jp.Flow
-    origin: Any
-    tracked: Any
+    flow: jp.Flow  # The gradient flow of the training loss, of order 2.
+    grasp_flow: jp.Flow  # At GraSP's temperature.
+    unit_flow: jp.Flow  # At temperature 1.
+    origin: Any  # The initial parameters.
+    tracked: Any  # The moving average of the biased loss over the last minibatches.
     key: jax.Array
 
 
 class Measure(NamedTuple):
-    """A measure at both levels.
-
-    Attributes:
-      weights: ``weights(evidence) -> scores`` of single weights, larger = keep.
-      filters: ``filters(evidence, groups) -> scores``, one array a group.
-      scope: "global", one order of all filters; "group", each group loses its share.
-      has_weights: whether single weights can be pruned by it.
-    """
+    """A measure at both levels; larger scores stay."""
 
     weights: Callable[[Evidence], Any]
-    filters: Callable[[Evidence, Sequence[Any]], Sequence[Any]]
-    scope: str = "global"
-    has_weights: bool = True
+    filters: Callable[[Evidence, Sequence[Any]], Sequence[Any]]  # An array a group.
+    scope: str = "global"  # "group": each group loses the same fraction.
+    has_weights: bool = True  # Whether it can prune single weights.
 
 
 def _reduced(
@@ -63,10 +47,8 @@ def _reduced(
 
 def _random_filters(evidence: Evidence, groups: Sequence[Any]) -> Sequence[Any]:
     keys = jax.random.split(evidence.key, len(groups))
-    return [
-        jax.random.normal(k, (group.size,))
-        for k, group in zip(keys, groups, strict=True)
-    ]
+    pairs = zip(keys, groups, strict=True)
+    return [jax.random.normal(key, (group.size,)) for key, group in pairs]
 
 
 def _random_weights(evidence: Evidence) -> Any:

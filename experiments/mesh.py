@@ -1,8 +1,8 @@
 """Program 3: one network on any devices, of one process or many, resumable.
 
-Where `comparison` holds all images, seeds and steps of an epoch on one device, here
-each process feeds the images of its own devices, step by step, the mesh says where
-every array is, and a run that is killed resumes from its newest checkpoint.
+`comparison` holds all images and seeds, and the steps of an epoch, on one device. Here
+each process feeds the images of its own devices, step by step, a mesh says where every
+array is, and a run that is killed resumes from its newest checkpoint.
 """
 
 import contextlib
@@ -33,24 +33,10 @@ _EVAL_BATCH = 512
 
 
 class Progress(NamedTuple):
-    """Optimizer steps so far, which is the position in the data, and the state."""
+    """The content of a checkpoint."""
 
-    step: jax.Array
+    step: jax.Array  # Optimizer steps so far, which is the position in the data.
     state: State
-
-
-class Outcome(NamedTuple):
-    """The end of a run.
-
-    Attributes:
-      state: the last one.
-      mask: the one that the network runs with.
-      metrics: accuracies in [0, 1], and the sparsity reached.
-    """
-
-    state: State
-    mask: Any
-    metrics: dict[str, float]
 
 
 def train(
@@ -60,20 +46,23 @@ def train(
     *,
     devices: Sequence[Any] | None = None,
     show: bool = False,
-) -> Outcome:
-    """Trains one network, from where the folder's run was.
+) -> tuple[State, Any, dict[str, float]]:
+    """Trains one network, from where the run in the folder stopped.
 
     Args:
       config: the run.
       dataset: its images in host memory, from `experiments.data.read`; every process
-        passes all of them and uses those of its own devices.
-      folder: where checkpoints and metrics go; all processes share it.
-      devices: those to use; None is all, of all processes.
+        passes all of them, and its devices hold a part.
+      folder: for checkpoints and metrics; all processes share it.
+      devices: the devices to use; None is all, of all processes.
       show: whether to show a progress bar.
+
+    Returns:
+      The last state, the mask that the network runs with, and the metrics.
 
     Raises:
       ValueError: if devices, batch and microbatches do not divide.
-      CheckpointError: if the folder holds checkpoints, but none that can be used.
+      CheckpointError: if the folder holds checkpoints, but none can be used.
     """
     mesh = mesh_of(config.parallel, devices)
     microbatches = config.parallel.microbatches
@@ -83,9 +72,8 @@ def train(
     key = jax.jit(lambda key: key, out_shardings=copied(mesh))(
         jax.random.key(config.seed)
     )
-    keeper = Keeper(folder / "checkpoints", config)
     metrics: dict[str, float] = {}
-    with contextlib.closing(keeper):
+    with contextlib.closing(Keeper(folder / "checkpoints", config)) as keeper:
         progress = keeper.restore(run.shapes)
         if progress is None:
             progress = run.init(key)
@@ -105,11 +93,11 @@ def train(
                     keeper.save(progress, step + 1)
     state = progress.state
     metrics = metrics or _evaluate(run, state, key, dataset, mesh)
-    return Outcome(state, run.mask(state, key), metrics)
+    return state, run.mask(state, key), metrics
 
 
 def _scored(config: Scaled, dataset: Dataset, mesh: Mesh) -> Split:
-    """The images that are scored, a copy on every device."""
+    """The images that are scored, with a copy on every device."""
     key = jax.random.key(config.seed + 1)
     chosen = balanced(dataset.train, config.pruning.examples_per_class, key)
     return place(chosen, np.arange(len(chosen.labels)), copied(mesh))
@@ -118,7 +106,7 @@ def _scored(config: Scaled, dataset: Dataset, mesh: Mesh) -> Split:
 def _evaluate(
     run: "Programs", state: State, key: jax.Array, dataset: Dataset, mesh: Mesh
 ) -> dict[str, float]:
-    """Accuracies, and the sparsity reached."""
+    """Accuracies in [0, 1], and the sparsity reached."""
     right = {name: 0 for name in ("validation", "test")}
     for name, batch in held_out(dataset, mesh, _EVAL_BATCH):
         right[name] += int(jax.device_get(run.right(state, batch, key)))
@@ -128,30 +116,21 @@ def _evaluate(
     }
 
 
-# What is compiled: abstract shapes first, then shardings, then arrays.
+# The compiled functions: abstract shapes first, then shardings, then arrays.
 
 _WEIGHTS, _OPTIMIZER, _MASK, _TRAINING = range(4)  # Folded into the root key.
 
 
 @dataclasses.dataclass
 class Phases:
-    """A `methods.Setup` that notes the phases, as a run may resume in any of them.
-
-    Attributes:
-      options: those of the methods.
-      network: the network.
-      epochs: of the training.
-      steps: of the optimizer, in the training.
-      warmup: dense epochs before pruning.
-      choose: how the mask is chosen then; None prunes in training alone.
-    """
+    """A `methods.Setup` that only records what to do, as a run may resume anywhere."""
 
     options: Pruning
     network: Network
     epochs: int
     steps: int
-    warmup: int = 0
-    choose: Choose | None = None
+    warmup: int = 0  # Dense epochs before pruning.
+    choose: Choose | None = None  # None: the method prunes during training alone.
 
     def dense(self, epochs: int) -> Start:
         self.warmup = epochs
@@ -164,28 +143,16 @@ class Phases:
 
 
 class Programs(NamedTuple):
-    """Compiled functions; progress is donated where it is replaced.
+    """Compiled functions; those that return a new progress donate the old one."""
 
-    Attributes:
-      shapes: of the progress, with the shardings, no arrays.
-      init: ``init(key) -> progress``, dense.
-      prune: ``prune(progress, batch, key) -> progress`` with the method's mask and a
-        new optimizer; None if it prunes in training alone.
-      step: ``step(progress, batch, key) -> (progress, loss)``.
-      right: ``right(state, batch, key) -> count`` of the images that are recognized.
-      mask: ``mask(state, key)``, the one that the network runs with.
-      sparsity: ``sparsity(state, key)``, of the prunable weights, reached.
-      warmup: dense epochs before ``prune``.
-    """
-
-    shapes: Progress
-    init: Callable[[jax.Array], Progress]
+    shapes: Progress  # With shardings, and no arrays.
+    init: Callable[[jax.Array], Progress]  # Dense.
     prune: Callable[[Progress, Split, jax.Array], Progress] | None
     step: Callable[[Progress, Split, jax.Array], tuple[Progress, jax.Array]]
-    right: Callable[[State, Split, jax.Array], jax.Array]
-    mask: Callable[[State, jax.Array], Any]
+    right: Callable[[State, Split, jax.Array], jax.Array]  # Counts right answers.
+    mask: Callable[[State, jax.Array], Any]  # The network runs with it.
     sparsity: Callable[[State, jax.Array], jax.Array]
-    warmup: int
+    warmup: int  # Dense epochs before `prune`.
 
 
 def programs(config: Scaled, dataset: Dataset, mesh: Mesh, steps: int) -> Programs:
@@ -221,13 +188,9 @@ def programs(config: Scaled, dataset: Dataset, mesh: Mesh, steps: int) -> Progra
             jax.lax.with_sharding_constraint, shardings=spread(mesh, 0)
         )
         batch = Split(dataset.standardize(batch.images), batch.labels)
-        view = View(
-            jax.random.fold_in(key, _MASK),
-            stats,
-            jax.tree.map(cut, batch),
-            net,
-            config.pruning,
-        )
+        batch = jax.tree.map(cut, batch)
+        own_key = jax.random.fold_in(key, _MASK)
+        view = View(own_key, stats, batch, net, config.pruning)
         params, mask = phases.choose(view, params, config.sparsity)
         opt_state = optimizer(key).init(params)
         opt_state = optax.tree.set(opt_state, count=progress.step)
@@ -249,8 +212,7 @@ def programs(config: Scaled, dataset: Dataset, mesh: Mesh, steps: int) -> Progra
             loss, stats, grads = gradients(
                 net,
                 dataset,
-                state.params,
-                stats,
+                state._replace(stats=stats),
                 images_and_labels,
                 own_key,
                 augmented=config.data.augment,

@@ -37,17 +37,9 @@ def load(path: pathlib.Path) -> Any:
 
 
 def claim(folder: pathlib.Path, config: Any, **same: Any) -> None:
-    """Writes the config into a new folder, or checks that it is the one there.
+    """Writes the config into a new folder, or raises if another config is there.
 
-    The same data elsewhere are the same experiment.
-
-    Args:
-      folder: where the runs go.
-      config: the experiment.
-      **same: fields of the config that may differ, with the value that is written.
-
-    Raises:
-      ValueError: if the folder holds runs of another config.
+    The fields in ``same`` may differ; the folder records the values given.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
@@ -73,7 +65,6 @@ def summary(
     environment: dict[str, Any],
     dataset: Dataset,
     results: Sequence[dict[str, Any]],
-    **more: Any,
 ) -> dict[str, Any]:
     """The content of ``results.json``."""
     return {
@@ -83,7 +74,6 @@ def summary(
         "images": dataset.sizes,
         "scored": "with BatchNorm in eval mode",
         "seconds": sum(result["seconds"] for result in results),
-        **more,
         "results": results,
     }
 
@@ -91,6 +81,7 @@ def summary(
 def environment() -> dict[str, Any]:
     """The commit, the packages and the machine that a result depends on."""
     packages = ("jax", "jaxlib", "flax", "optax", "chex", "numpy", "scikit-learn")
+    places = ("--data.dir=", "--workdir=")  # Paths of one machine.
     return {
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain")),
@@ -99,11 +90,8 @@ def environment() -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
         "cpu_count": os.cpu_count(),
-        "command": [a for a in sys.argv[1:] if not a.startswith(_PLACES)],
+        "command": [a for a in sys.argv[1:] if not a.startswith(places)],
     }
-
-
-_PLACES = ("--data.dir=", "--workdir=")  # Paths of one machine.
 
 
 def _git(*args: str) -> str | None:

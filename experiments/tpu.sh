@@ -3,8 +3,8 @@
 #
 #   experiments/tpu.sh [--dry-run] STEP NAME [CONFIG [OPTIONS of experiments.run ...]]
 #
-# STEP is create, install (the committed source, on every host), data (DATASET), run or
-# delete. ZONE, TYPE, VERSION and DATASET in the environment say where and what.
+# STEP is create, install (the committed source, on every host), data, run or delete.
+# ZONE, TYPE, VERSION and DATASET in the environment choose the machine and the data.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,7 +18,7 @@ step=$1 name=$2
 shift 2
 zone=${ZONE:-us-central2-b}
 
-do_() { # Says a command; runs it unless that was all that was asked for.
+do_() { # Prints a command and, without --dry-run, runs it.
   printf '%q ' "$@"
   echo
   if [[ ! $dry ]]; then "$@"; fi

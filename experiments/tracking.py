@@ -1,7 +1,6 @@
-"""Training for the gradient flow: what weights contributed so far is tracked."""
+"""Training that tracks the contribution of every weight, for the gradient flow."""
 
 import functools
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,25 +16,22 @@ from experiments.training import State, cross_entropy, evaluate, gradients, upda
 
 
 class Tracked(NamedTuple):
-    r"""What a step changes; the last two are like the parameters.
+    r"""The state of training.
 
-    Attributes:
-      state: the network's.
-      contribution: :math:`\sum_t \eta_t g_i(t)^2`, to first order the contribution of a
-        weight to the fall of the loss so far.
-      tracked: the moving average of :math:`\theta^2 |g|` over the minibatches.
+    The contribution of a weight to the fall of the loss so far is, to first order,
+    :math:`\sum_t \eta_t g_i(t)^2`.
     """
 
     state: State
     contribution: Any
-    tracked: Any
+    tracked: Any  # The moving average of θ² |g| over the minibatches.
 
 
 class Evaluated(NamedTuple):
-    """A network's outputs on images: loss, accuracy in [0, 1], logits ``[N, C]``."""
+    """A network's outputs on images."""
 
     loss: float
-    accuracy: float
+    accuracy: float  # In [0, 1].
     logits: np.ndarray
 
 
@@ -45,9 +41,6 @@ class Trainer:
     def __init__(self, config: Rounds, dataset: Dataset):
         self.config, self.dataset = config, dataset
         self.network = network(config.model, dataset.image_shape, dataset.classes)
-        self.begin = jax.jit(self._begin)
-        self.restart = jax.jit(self._restart)
-        self._jitted_step = jax.jit(self._step, donate_argnums=0)
         self._logits = jax.jit(functools.partial(evaluate, self.network))
         self._scored = self._scored_loss  # One object: programs are kept by function.
 
@@ -58,19 +51,22 @@ class Trainer:
             jp.keep_sparse(),
         )
 
-    def _begin(self, params: Any, stats: Any) -> Tracked:
-        """The state of a whole network."""
+    @functools.partial(jax.jit, static_argnames="self")
+    def begin(self, params: Any, stats: Any) -> Tracked:
+        """The state of a dense network."""
         zeros = jax.tree.map(jnp.zeros_like, params)
         state = State(params, stats, self._optimizer(0.0).init(params))
         return jax.tree.map(jnp.copy, Tracked(state, zeros, zeros))
 
-    def _restart(self, given: Tracked, mask: Any) -> Tracked:
-        """Prunes, with a new optimizer."""
+    @functools.partial(jax.jit, static_argnames="self")
+    def restart(self, given: Tracked, mask: Any) -> Tracked:
+        """Prunes, and makes a new optimizer."""
         params, stats, _ = given.state
         opt_state = jp.set_mask(self._optimizer(0.0).init(params), mask)
         pruned = State(jp.apply_mask(params, mask), stats, opt_state)
         return jax.tree.map(jnp.copy, given._replace(state=pruned))
 
+    @functools.partial(jax.jit, static_argnames="self", donate_argnames="given")
     def _step(
         self,
         given: Tracked,
@@ -83,8 +79,7 @@ class Trainer:
         loss, stats, grads = gradients(
             self.network,
             self.dataset,
-            state.params,
-            state.stats,
+            state,
             Split(train.images[index], train.labels[index]),
             key,
             augmented=config.data.augment,
@@ -106,7 +101,7 @@ class Trainer:
     def epoch(
         self, state: Tracked, key: jax.Array, number: int
     ) -> tuple[Tracked, float]:
-        """Trains for an epoch; returns the mean loss as well. Consumes the state."""
+        """Trains for an epoch and returns the mean loss too. Donates the state."""
         config, train = self.config, self.dataset.train
         drops = sum(number >= share * config.epochs for share in (0.5, 0.75))
         rate = jnp.float32(config.learning_rate * 0.1**drops)
@@ -116,35 +111,34 @@ class Trainer:
         losses = []
         for index in order[: steps * config.batch_size].reshape(steps, -1):
             step_key, key = jax.random.split(step_key)
-            state, loss = self._jitted_step(state, rate, key, train, jnp.asarray(index))
+            state, loss = self._step(state, rate, key, train, jnp.asarray(index))
             losses.append(loss)
         return state, float(jnp.stack(losses).mean())
 
-    def look(self, given: Tracked, split: Split) -> Evaluated:
+    def evaluate(self, given: Tracked, split: Split) -> Evaluated:
         """Runs the network in eval mode."""
         params, stats, _ = given.state
         logits = jnp.concatenate(
-            [self._logits(params, stats, part.images) for part in self._cut(split)]
+            [self._logits(params, stats, part.images) for part in self._batches(split)]
         )
         loss = cross_entropy(logits, split.labels, self.config.temperature)
         accuracy = (logits.argmax(-1) == split.labels).mean()
         return Evaluated(float(loss), float(accuracy), np.asarray(logits))
 
     def flow(self, given: Tracked, split: Split, temperature: float) -> jp.Flow:
-        """The gradient flow, order 2, in eval mode."""
-        scored = [
-            (part, given.state.stats, jnp.float32(temperature))
-            for part in self._cut(split)
-        ]
-        return jp.mean_flow(self._scored, given.state.params, scored)
+        """The gradient flow of order 2, in eval mode."""
+        params, stats, _ = given.state
+        heat = jnp.float32(temperature)
+        batches = [(part, stats, heat) for part in self._batches(split)]
+        return jp.mean_flow(self._scored, params, batches)
 
     def _scored_loss(self, params: Any, batch: tuple[Split, Any, Any]) -> jax.Array:
         split, stats, temperature = batch
         logits = evaluate(self.network, params, stats, split.images)
         return cross_entropy(logits, split.labels, temperature)
 
-    def _cut(self, split: Split, size: int = 250) -> Sequence[Split]:
-        """Cuts a split into standardized batches; the last may be smaller."""
+    def _batches(self, split: Split, size: int = 250) -> list[Split]:
+        """Standardized batches; the last may be smaller."""
         starts = range(0, len(split.labels), size)
         parts = [jax.tree.map(lambda x, i=i: x[i : i + size], split) for i in starts]
         return [Split(self.dataset.standardize(x), labels) for x, labels in parts]

@@ -15,17 +15,11 @@ from experiments.models import Network
 
 
 class State(NamedTuple):
-    """What training changes.
+    """The state of training."""
 
-    Attributes:
-      params: the parameters, pruned ones 0.
-      stats: BatchNorm's running statistics.
-      opt_state: the optimizer's state, with the mask.
-    """
-
-    params: Any
-    stats: Any
-    opt_state: Any
+    params: Any  # Pruned weights are 0.
+    stats: Any  # BatchNorm's running statistics.
+    opt_state: Any  # With the mask.
 
 
 def optimizer_of(config: Config | Scaled, steps: int) -> optax.GradientTransformation:
@@ -54,8 +48,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, temperature: Any) -> jax
 def gradients(
     network: Network,
     dataset: Dataset,
-    params: Any,
-    stats: Any,
+    state: State,
     batch: Split,
     key: jax.Array,
     *,
@@ -63,35 +56,27 @@ def gradients(
     temperature: float = 1.0,
     sparse: Callable[..., Any] = lambda loss: loss,
 ) -> tuple[jax.Array, Any, Any]:
-    """The loss of a batch of bytes, the new statistics, and the gradient.
+    """The loss of a batch of uint8 images, the new statistics, and the gradient.
 
-    Args:
-      network: the network, run in training mode.
-      dataset: how images are standardized.
-      params: the parameters.
-      stats: the running statistics.
-      batch: images, uint8, and labels.
-      key: for augmentation.
-      augmented: whether to augment the images.
-      temperature: divides the logits.
-      sparse: ``sparse(loss) -> loss``, the loss through a sparse forward pass.
+    ``sparse(loss) -> loss`` runs the loss through a sparse forward pass.
     """
     images = dataset.standardize(batch.images)
     if augmented:
         images = augment(key, images)
 
     def loss(params: Any) -> tuple[jax.Array, Any]:
-        logits, new = network.apply(params, stats, images, train=True)
+        logits, new = network.apply(params, state.stats, images, train=True)
         return cross_entropy(logits, batch.labels, temperature), new
 
-    (value, stats), grads = jax.value_and_grad(sparse(loss), has_aux=True)(params)
+    differentiate = jax.value_and_grad(sparse(loss), has_aux=True)
+    (value, stats), grads = differentiate(state.params)
     return value, stats, grads
 
 
 def update(
     tx: optax.GradientTransformation, state: State, stats: Any, grads: Any
 ) -> State:
-    """One update. K-starts gathers the raw gradients, so they are passed as well."""
+    """One update. K-starts reads the raw gradient, so it is passed too."""
     tx = optax.with_extra_args_support(tx)
     updates, opt_state = tx.update(grads, state.opt_state, state.params, grad=grads)
     return State(optax.apply_updates(state.params, updates), stats, opt_state)
@@ -105,20 +90,11 @@ def evaluate(network: Network, params: Any, stats: Any, images: jax.Array) -> ja
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What a method sees of one network: eval mode, fixed statistics, one batch.
-
-    Attributes:
-      key: a random key.
-      stats: the running statistics.
-      batch: standardized images, float32, and labels.
-      network: the network.
-      options: those of the methods.
-      invert: whether the weights that score lowest stay.
-    """
+    """A method's view of one network: eval mode, fixed statistics, one batch."""
 
     key: jax.Array
     stats: Any
-    batch: Split
+    batch: Split  # Standardized images, float32.
     network: Network = dataclasses.field(metadata={"static": True})
     options: Pruning = dataclasses.field(metadata={"static": True})
     invert: bool = dataclasses.field(default=False, metadata={"static": True})
@@ -127,15 +103,10 @@ class View:
         return evaluate(self.network, params, self.stats, images)
 
     def loss(
-        self,
-        params: Any,
-        images: jax.Array,
-        labels: jax.Array,
-        *,
-        temperature: float = 1.0,
+        self, params: Any, images: jax.Array, labels: jax.Array, *, temperature: Any = 1
     ) -> jax.Array:
         return cross_entropy(self.logits(params, images), labels, temperature)
 
     def rank(self, scores: Any) -> Any:
-        """The scores, negated if the view is inverted."""
+        """The scores, negated if those that score lowest stay."""
         return jax.tree.map(jnp.negative, scores) if self.invert else scores

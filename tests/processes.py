@@ -1,4 +1,4 @@
-"""One of several processes: ``python -m tests.processes JOB ID COUNT PORT FOLDER``."""
+"""One of several processes: ``python -m tests.processes ID COUNT PORT FOLDER``."""
 
 import dataclasses
 import pathlib
@@ -94,10 +94,10 @@ def trainer(folder, processes):
     """One network over all processes; its mask and parameters as NumPy arrays."""
     from experiments import data, mesh
 
-    found = mesh.train(SHARED, data.read(SHARED.data), folder)
-    devices = jax.tree.leaves(found.state.params)[0].sharding.mesh.devices
+    state, mask, _ = mesh.train(SHARED, data.read(SHARED.data), folder)
+    devices = jax.tree.leaves(state.params)[0].sharding.mesh.devices
     assert len({d.process_index for d in devices.flat}) == processes
-    return _whole((found.mask, found.state.params))
+    return _whole((mask, state.params))
 
 
 def killable(folder, cache):
@@ -108,8 +108,8 @@ def killable(folder, cache):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     dataset = data.read(MORTAL.data)
-    found = mesh.train(MORTAL, dataset, folder, devices=jax.devices()[:2])
-    leaves = jax.tree.leaves((found.state, found.mask))
+    state, mask, _ = mesh.train(MORTAL, dataset, folder, devices=jax.devices()[:2])
+    leaves = jax.tree.leaves((state, mask))
     np.savez(folder / "end.npz", *map(np.asarray, leaves))
 
 
@@ -119,15 +119,13 @@ def _whole(tree):
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def main(job, number, count, port, folder):
-    """Joins the others, does the job, and writes what came out of it."""
+def main(number, count, port, folder):
+    """Joins the others, runs both jobs, and writes the results."""
     number, count, folder = int(number), int(count), pathlib.Path(folder)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", count, number)
     assert jax.process_count() == count
-    found = library(jax.devices())
-    if job == "trainer":
-        found = found, trainer(folder / "run", count)
+    found = library(jax.devices()), trainer(folder / "run", count)
     if number == 0:
         np.savez(folder / "found.npz", *map(np.asarray, jax.tree.leaves(found)))
 

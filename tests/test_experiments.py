@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rich.console
 from flax import nnx
 
 import jaxprune as jp
@@ -105,13 +106,8 @@ def test_every_config_has_rows_and_a_network(name):
     assert logits.shape == (2, 10)
 
 
-# One config for each kind of network and data; the rest differ from these in numbers.
-RUN = {
-    "digits": [("dense", 0.0, ""), ("random", 0.9, ""), ("magnitude", 0.9, "")],
-    "drive_mnist": None,  # With checks.
-    "cifar10_resnet20": None,
-    "digits_dynamic": None,
-}
+# One with checks, one with masks that move; the rest differ from these in numbers.
+RUN = ["drive_mnist", "digits_dynamic"]
 
 
 @pytest.mark.slow
@@ -119,13 +115,12 @@ RUN = {
 def test_comparisons_run_for_two_steps_an_epoch(name, tmp_path):
     config = small(name)
     seen = []
-    found = comparison.compare(
-        config, data.load(config.data), tmp_path, lambda run, _: seen.append(run)
-    )
+    dataset = data.load(config.data)
+    found = comparison.run(config, dataset, tmp_path, lambda *args: seen.append(args))
     rows = comparison.plan(config)
-    assert RUN[name] is None or rows == RUN[name]
     assert [(r["method"], r["sparsity"], r["variant"]) for r in found] == rows
-    assert seen == [row for row in rows for _ in range(config.epochs)]
+    assert sum(epochs for _, epochs in seen) == comparison.epochs(config) == len(seen)
+    assert seen[config.epochs] == (f"{rows[1].method} 0.9 ", 1)
     for row in found:
         np.testing.assert_allclose(row["sparsity_reached"], row["sparsity"], atol=3e-3)
         for value in (*row["test_accuracy"], *row["test_accuracy_at_best"]):
@@ -134,11 +129,10 @@ def test_comparisons_run_for_two_steps_an_epoch(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["digits_mesh", "cifar10_mesh"])
-def test_every_network_on_a_mesh_trains_for_two_steps(name, tmp_path):
-    config = small(name)
-    found = mesh.train(config, data.read(config.data), tmp_path)
-    assert 0 <= found.metrics["test"] <= 1
+def test_a_residual_network_trains_on_a_mesh_for_two_steps(tmp_path):
+    config = small("cifar10_mesh")
+    _, _, metrics = mesh.train(config, data.read(config.data), tmp_path)
+    assert 0 <= metrics["test"] <= 1
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["step"] == 2
 
@@ -241,7 +235,7 @@ def test_a_run_that_is_killed_leaves_the_old_results(tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(comparison, "compare", killed)
+    monkeypatch.setattr(comparison, "run", killed)
     with pytest.raises(KeyboardInterrupt):
         run.main(["digits", f"--workdir={tmp_path}"])
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
@@ -434,7 +428,7 @@ SMALL_NETWORKS = {
 def test_networks_compute_alike_whatever_the_convolution(config):
     images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
     outputs = []
-    for convolution in ("xla", "patches", "mixed"):
+    for convolution in ("xla", "mixed"):
         config = dataclasses.replace(config, convolution=convolution)
         net = models.network(config, (16, 16, 3), 5)
 
@@ -443,8 +437,7 @@ def test_networks_compute_alike_whatever_the_convolution(config):
 
         outputs.append(jax.jit(run, compiler_options=QUICK)(jax.random.key(0)))
     assert outputs[0].shape == (2, 5) and np.ptp(outputs[0]) > 0.01
-    for output in outputs[1:]:
-        np.testing.assert_allclose(output, outputs[0], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -486,12 +479,10 @@ def _made_up(config, rows, **fields):
 def test_figures_take_deep_nets_and_single_sparsities():
     layers = {f"layers/{i}/conv": 0.1 * (i % 3) for i in range(22)}
     config = Config(pruning=Pruning(methods=("snip",), sparsities=(0.9,)), seeds=1)
-    found = _made_up(
-        config, comparison.plan(config), density=layers, test_accuracy_at_best=[0.9]
-    )
-    shown = report.comparison(found)
-    assert shown.files["accuracy.png"].startswith(PNG)
-    assert shown.files["density.png"].startswith(PNG)
+    found = _made_up(config, comparison.plan(config), density=layers)
+    files = report.files(found)
+    assert files["accuracy.png"].startswith(PNG)
+    assert files["density.png"].startswith(PNG)
 
 
 # Iterative magnitude pruning
@@ -588,3 +579,18 @@ def test_results_do_not_say_where_things_lie(monkeypatch):
     )
     plain = records.plain_config(config)
     assert plain["data"]["dir"] is None and plain["workdir"] is None
+
+
+def test_a_terminal_wraps_titles_and_cuts_nothing_off(capsys):
+    config = Config(pruning=Pruning(methods=("gradient_preservation", "imp")), seeds=2)
+    found = _made_up(config, comparison.plan(config))
+    table, *texts = report.parts(found)
+    console = rich.console.Console(width=80)
+    console.print(table)
+    shown = capsys.readouterr().out
+    assert "…" not in shown and all(len(line) <= 80 for line in shown.splitlines())
+    words = {
+        word for row in (table.titles, *table.rows) for x in row for word in x.split()
+    }
+    assert words <= {*shown.split()}
+    assert "Pruned in" in texts[0]

@@ -7,7 +7,6 @@ import sys
 
 import jax
 import numpy as np
-import pytest
 
 from experiments import data, mesh
 from tests import processes
@@ -15,8 +14,8 @@ from tests.processes import SHARED
 from tests.test_scale import _quick  # noqa: F401  The fixture is used.
 
 
-def start(job, count, devices, folder):
-    """Runs a job in ``count`` processes of ``devices`` each; returns its arrays."""
+def start(count, devices, folder):
+    """Runs ``count`` processes of ``devices`` each; returns their arrays."""
     with socket.socket() as found:
         found.bind(("localhost", 0))
         port = found.getsockname()[1]
@@ -24,7 +23,7 @@ def start(job, count, devices, folder):
         f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     )
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    given = [sys.executable, "-m", "tests.processes", job]
+    given = [sys.executable, "-m", "tests.processes"]
     started = [
         subprocess.Popen(
             [*given, *map(str, (number, count, port, folder))],
@@ -46,11 +45,6 @@ def start(job, count, devices, folder):
         return list(archive.values())
 
 
-@pytest.fixture(scope="module")
-def alone():
-    return jax.tree.leaves(processes.library(jax.devices()[:1]))
-
-
 def assert_same(found, wanted):
     """Masks bit for bit, numbers to rounding."""
     assert any(x.dtype == bool and not x.all() for x in wanted)
@@ -62,23 +56,17 @@ def assert_same(found, wanted):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_four_processes_find_the_mask_of_one(alone, tmp_path):
-    assert_same(start("library", 4, 1, tmp_path), alone)
-
-
-def test_two_processes_train_as_one_which_goes_on_from_their_checkpoint(
-    alone, tmp_path
-):
-    found = start("trainer", 2, 2, tmp_path)
+def test_two_processes_decide_as_one_which_goes_on_from_their_checkpoint(tmp_path):
+    found = start(2, 2, tmp_path)
+    alone = jax.tree.leaves(processes.library(jax.devices()[:1]))
     assert_same(found[: len(alone)], alone)
-    dataset = data.read(SHARED.data)
-    one = mesh.train(SHARED, dataset, tmp_path / "one", devices=jax.devices()[:1])
-    theirs = found[len(alone) :]
-    wanted = [np.asarray(x) for x in jax.tree.leaves((one.mask, one.state.params))]
-    assert_same(theirs, wanted)
-    # What two processes saved on four devices is restored by one on eight.
-    again = mesh.train(SHARED, dataset, tmp_path / "run", devices=jax.devices())
-    restored = jax.tree.leaves((again.mask, again.state.params))
+    dataset, theirs = data.read(SHARED.data), found[len(alone) :]
+    ours = jax.devices()[:1]
+    state, mask, _ = mesh.train(SHARED, dataset, tmp_path / "one", devices=ours)
+    assert_same(theirs, [np.asarray(x) for x in jax.tree.leaves((mask, state.params))])
+    # One process restores on eight devices what two have saved on four.
+    state, mask, _ = mesh.train(SHARED, dataset, tmp_path / "run")
+    restored = jax.tree.leaves((mask, state.params))
     for a, b in zip(theirs, restored, strict=True):
         assert len(b.sharding.device_set) == 8
         np.testing.assert_array_equal(a, np.asarray(b))

@@ -37,6 +37,7 @@ ROWS = [
         for level in ("filters", "weights")
     ],
 ]
+WORDS = [f"{row.measure} {row.level} {row.fraction:g}, seed 0" for row in ROWS]
 PNG = b"\x89PNG"
 
 
@@ -55,14 +56,14 @@ def found(dataset, folder):
     """All runs, of which the third was stopped and begun again."""
     seen = []
 
-    def stop(row, seed, epochs):
-        seen.append((row, seed, epochs))
+    def stop(words, epochs):
+        seen.append((words, epochs))
         if len(seen) == 8:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         gradient_flow.run(SMALL, dataset, folder, stop)
-    assert [seen[i][0] for i in (0, 3, 6)] == ROWS[:3]
+    assert [seen[i] for i in (0, 3, 6)] == [(words, 1) for words in WORDS[:3]]
     assert len(list(folder.glob("*-0.json"))) == 2  # Nothing half written.
     return gradient_flow.run(SMALL, dataset, folder, lambda *_: None)
 
@@ -88,7 +89,7 @@ def test_finished_runs_are_not_run_again(found, dataset, folder, monkeypatch):
     seen = []
     again = gradient_flow.run(SMALL, dataset, folder, lambda *args: seen.append(args))
     assert again == found
-    assert seen == [(row, 0, SMALL.epochs) for row in ROWS]
+    assert seen == [(words, SMALL.epochs) for words in WORDS]
 
 
 @pytest.mark.slow
@@ -130,26 +131,26 @@ def _filters(parameters):
 
 @pytest.mark.slow
 def test_the_report_holds_every_row_and_figure(found, dataset):
-    claims = report.claims(records.plain_config(SMALL), found)
-    written = report.rounds(
-        records.summary("small", SMALL, {}, dataset, found, claims=claims)
-    )
-    assert set(written.files) == {
+    summary = records.summary("small", SMALL, {}, dataset, found)
+    summary |= report.conclusions(summary)
+    files = report.files(summary)
+    assert set(files) == {
         "results.json",
         "accuracy.png",
         "claims.png",
         "diagnostics.png",
     }
-    for name in set(written.files) - {"results.json"}:
-        assert written.files[name].startswith(PNG)
-    content = json.loads(written.files["results.json"])
+    for name in set(files) - {"results.json"}:
+        assert files[name].startswith(PNG)
+    content = json.loads(files["results.json"])
+    assert not {"epochs", "prunes"} & content["results"][0].keys()
     assert [run["measure"] for run in content["results"]] == [r.measure for r in ROWS]
     assert content["images"] == {"train": 40, "validation": 100, "test": 50}
     assert len(content["claims"]) == 4  # Two at each level have their measures.
 
 
 def test_more_rounds_than_epochs_are_refused():
-    with pytest.raises(ValueError, match=r"rounds holds 5.*5 epochs"):
+    with pytest.raises(ValueError, match=r"rounds contains 5.*5 epochs"):
         Rounds(rounds=(1, 5), epochs=5)
 
 

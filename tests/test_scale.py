@@ -60,18 +60,18 @@ def dataset():
 
 @pytest.fixture(scope="module")
 def trained(dataset, tmp_path_factory):
-    """Runs each row once; returns its outcome and its lines of metrics."""
+    """Runs each row once; returns what it does, and its lines of metrics."""
     found = {}
 
     def run(config, devices):
         key = config, devices
         if key not in found:
             folder = tmp_path_factory.mktemp("run")
-            outcome = mesh.train(
-                config, dataset, folder, devices=jax.devices()[:devices]
-            )
+            ours = jax.devices()[:devices]
+            state, mask, metrics = mesh.train(config, dataset, folder, devices=ours)
             text = (folder / "metrics.jsonl").read_text()
-            found[key] = outcome, [json.loads(line) for line in text.splitlines()]
+            lines = [json.loads(line) for line in text.splitlines()]
+            found[key] = state, mask, metrics, lines
         return found[key]
 
     return run
@@ -85,47 +85,48 @@ ROWS = {
 
 @pytest.mark.parametrize("config, parallel", ROWS.values(), ids=ROWS)
 def test_eight_devices_find_the_masks_and_losses_of_one(config, parallel, trained):
-    one, lines = trained(config, 1)
-    many, their_lines = trained(dataclasses.replace(config, parallel=parallel), 8)
-    assert jax.tree.leaves(many.mask)[-1].sharding.num_devices == 8
-    jax.tree.map(np.testing.assert_array_equal, one.mask, many.mask)
-    assert kept(one.mask) < sum(m.size for m in jax.tree.leaves(one.mask))
+    _, one, metrics, lines = trained(config, 1)
+    config = dataclasses.replace(config, parallel=parallel)
+    _, many, their_metrics, their_lines = trained(config, 8)
+    assert jax.tree.leaves(many)[-1].sharding.num_devices == 8
+    jax.tree.map(np.testing.assert_array_equal, one, many)
+    assert kept(one) < sum(m.size for m in jax.tree.leaves(one))
     losses, theirs = (
         [x["loss"] for x in y if "loss" in x] for y in (lines, their_lines)
     )
     assert len(losses) == 4
     np.testing.assert_allclose(losses, theirs, rtol=1e-5)
-    assert one.metrics["sparsity"] == many.metrics["sparsity"]
+    assert metrics["sparsity"] == their_metrics["sparsity"]
 
 
 def test_the_moving_mask_has_moved_within_its_count(trained, dataset):
     """Else the comparison above would say little of regrowth."""
-    outcome, _ = trained(MOVING, 1)
+    _, mask, _, _ = trained(MOVING, 1)
     net = network(MOVING.model, dataset.image_shape, dataset.classes)
     root = jax.random.key(MOVING.seed)
     params, _ = net.init(jax.random.fold_in(root, 0))
     key = jax.random.fold_in(root, 2)
     start = jp.layerwise_mask(jp.random(key)(params), jp.erk(params, 0.5))
-    pairs = list(zip(*map(jax.tree.leaves, (outcome.mask, start)), strict=True))
+    pairs = list(zip(*map(jax.tree.leaves, (mask, start)), strict=True))
     assert any((np.asarray(a) != np.asarray(b)).any() for a, b in pairs)
     assert all(int(a.sum()) == int(b.sum()) for a, b in pairs)
 
 
 def test_masks_and_moments_lie_where_their_parameters_do(trained):
-    outcome, _ = trained(dataclasses.replace(MOVING, parallel=FULLY), 8)
-    params = outcome.state.params
+    state, final, _, _ = trained(dataclasses.replace(MOVING, parallel=FULLY), 8)
+    params = state.params
     shardings = jax.tree.map(lambda x: x.sharding, params)
     assert any(not s.is_fully_replicated for s in jax.tree.leaves(shardings))
-    mask = optax.tree.get(outcome.state.opt_state, "mask")
-    trace = optax.tree.get(outcome.state.opt_state, "trace")
-    for tree in (mask, trace, outcome.mask):
+    mask = optax.tree.get(state.opt_state, "mask")
+    trace = optax.tree.get(state.opt_state, "trace")
+    for tree in (mask, trace, final):
         assert jax.tree.map(lambda x: x.sharding, tree) == shardings
     kernel = max(jax.tree.leaves(params), key=lambda p: p.size)
     assert {s.data.size for s in kernel.addressable_shards} == {kernel.size // 8}
 
 
 def test_the_mask_is_what_snip_removes_from_the_initial_network(trained, dataset):
-    outcome, _ = trained(CONV, 1)
+    _, mask, _, _ = trained(CONV, 1)
     net = network(CONV.model, dataset.image_shape, dataset.classes)
     params, stats = net.init(jax.random.fold_in(jax.random.key(CONV.seed), 0))
     chosen = data.balanced(dataset.train, 10, jax.random.key(CONV.seed + 1))
@@ -138,15 +139,12 @@ def test_the_mask_is_what_snip_removes_from_the_initial_network(trained, dataset
         ).mean()
 
     scores = jax.jit(jp.snip(loss_fn))(params)
-    jax.tree.map(
-        np.testing.assert_array_equal, outcome.mask, jp.global_mask(scores, 0.8)
-    )
+    jax.tree.map(np.testing.assert_array_equal, mask, jp.global_mask(scores, 0.8))
 
 
 # One of each way to find a mask, and each optimizer and forward pass that prunes.
 METHODS = """
-    random drive prospr fisher eoi k_starts_dissipating set granet ac_dc
-    gradual_n_m sr_ste random_dropout
+    prospr eoi k_starts_dissipating set ac_dc sr_ste random_dropout
 """.split()
 
 
@@ -239,7 +237,7 @@ def test_what_cannot_be_cut_is_refused(dataset, tmp_path):
         dataclasses.replace(CONV, method="imp")
     with pytest.raises(ValueError, match="'epi' decides between epochs"):
         dataclasses.replace(CONV, method="epi")
-    with pytest.raises(ValueError, match="'wanda' prunes networks that are trained"):
+    with pytest.raises(ValueError, match="'wanda' prunes trained networks"):
         dataclasses.replace(CONV, method="wanda")
     with pytest.raises(ValueError, match=r"checkpoints\.every is 0"):
         dataclasses.replace(CONV, checkpoints=Checkpoints(every=0))

@@ -1,8 +1,9 @@
 """The gradient-flow view of pruning on CIFAR-10: a ResNet-20 of half the width.
 
-Lubana & Dick (2021) at the size of an hour on two CPU cores: 2,000 images for 50,000, 8
-epochs for 160, batches of 32 for 128, and shortcuts without parameters. The learning
-rate was chosen on the validation images, of the dense network, from 0.2 and 0.6.
+Lubana & Dick (2021), reduced to an hour on two CPU cores: 2,000 images instead of
+50,000, 8 epochs instead of 160, batches of 32 instead of 128, and shortcuts without
+parameters. The learning rate was chosen from 0.2 and 0.6 by the dense network's
+validation accuracy.
 
 Run: python -m experiments.run cifar10_gradient_flow --data.dir=<TFDS folder>
 """

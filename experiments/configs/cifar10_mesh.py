@@ -1,7 +1,7 @@
 """One ResNet-56 on CIFAR-10 on all devices, SNIP at 90 %, in bfloat16.
 
-The network and the schedule of He et al. (2016): 182 epochs, a tenth of the learning
-rate after 91 and 136. Not run yet.
+The network and the schedule of He et al. (2016): 182 epochs, and the learning rate
+falls to a tenth after 91 and 136. Not run yet.
 
 Run: python -m experiments.run cifar10_mesh --data.dir=<TFDS folder>
 """

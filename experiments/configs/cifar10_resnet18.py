@@ -1,7 +1,7 @@
-"""ResNet-18 on CIFAR-10 at 90, 96.8 and 99 %, beside Synaptic-Flow's published figures.
+"""ResNet-18 on CIFAR-10 at 90, 96.8 and 99 %, to compare with Synaptic-Flow.
 
-Tanaka et al. (2020), their schedule and batch; DRIVE is added. 5,000 training images
-are held out. For an accelerator: not run.
+The schedule and the batch of Tanaka et al. (2020), with DRIVE added and 5,000 training
+images held out. It needs an accelerator and has not been run.
 
 Run: python -m experiments.run cifar10_resnet18 --data.dir=<TFDS folder>
 """

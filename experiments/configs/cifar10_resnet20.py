@@ -2,7 +2,7 @@
 
 Run: python -m experiments.run cifar10_resnet20 --data.dir=<TFDS folder>
 
-Not yet run in full. On a CPU, to see it learn, add --model.convolution=patches
+Not run in full. To see it learn on a CPU, add --model.convolution=patches
 --over-seeds=map --seeds=1 --epochs=2 --data.train-size=2560 --data.validation-size=500
 --data.test-size=500 --pruning.methods snip --pruning.sparsities 0.9: dense 31.8 %,
 SNIP 23.6 %.

@@ -1,21 +1,16 @@
 """ResNet-56 on CIFAR-10, 60 % of the filters removed in 1, 5 and 25 rounds.
 
-Lubana & Dick (2021) at their size, but for 5,000 training images that are held out to
-validate, and the residual stream: channels that are added are one group here, where
-their code prunes each on its own. For an accelerator: not run.
+As cifar10_vgg13. Channels that the residual stream adds form one group here, and their
+code prunes each of them separately. It needs an accelerator and has not been run.
 
 Run: python -m experiments.run cifar10_resnet56 --data.dir=<TFDS folder>
 """
 
-from experiments.config import Data, Rounds
+import dataclasses
+
+from experiments.configs import cifar10_vgg13
 from experiments.models import PUBLISHED
 
-config = Rounds(
-    data=Data("cifar10", validation_size=5_000, augment=True),
-    model=PUBLISHED["resnet56"],
-    fractions=(0.6,),
-    rounds=(1, 5, 25),
-    examples_per_class=256,
-    epochs=160,
-    batch_size=128,
+config = dataclasses.replace(
+    cifar10_vgg13.config, model=PUBLISHED["resnet56"], fractions=(0.6,)
 )

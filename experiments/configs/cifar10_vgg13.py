@@ -1,7 +1,7 @@
 """VGG-13 on CIFAR-10, 75 % of the filters removed in 1, 5 and 25 rounds.
 
-Lubana & Dick (2021) at their size, but for 5,000 training images that are held out to
-validate. For an accelerator: not run.
+Lubana & Dick (2021) at their size, except that 5,000 training images are held out. It
+needs an accelerator and has not been run.
 
 Run: python -m experiments.run cifar10_vgg13 --data.dir=<TFDS folder>
 """

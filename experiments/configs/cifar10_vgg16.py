@@ -1,26 +1,14 @@
-"""VGG-16 on CIFAR-10 at 90, 96.8 and 99 %, beside Synaptic-Flow's published figures.
+"""VGG-16 on CIFAR-10 at 90, 96.8 and 99 %, to compare with Synaptic-Flow.
 
-Tanaka et al. (2020), their schedule and batch; DRIVE is added. 5,000 training images
-are held out, ReLU comes before BatchNorm, and the dense layer is one. For an
-accelerator: not run.
+As cifar10_resnet18. ReLU comes before BatchNorm, and there is a single dense layer. It
+needs an accelerator and has not been run.
 
 Run: python -m experiments.run cifar10_vgg16 --data.dir=<TFDS folder>
 """
 
-from experiments.config import Config, Data, Pruning
+import dataclasses
+
+from experiments.configs import cifar10_resnet18
 from experiments.models import PUBLISHED
 
-config = Config(
-    data=Data("cifar10", validation_size=5_000, augment=True),
-    model=PUBLISHED["vgg16"],
-    pruning=Pruning(
-        methods=("random", "magnitude", "snip", "synflow", "drive"),
-        sparsities=(0.9, 0.968, 0.99),
-        warmup=3,
-    ),
-    seeds=3,
-    epochs=160,
-    drops=(60, 120),
-    batch_size=128,
-    weight_decay=1e-4,
-)
+config = dataclasses.replace(cifar10_resnet18.config, model=PUBLISHED["vgg16"])

@@ -1,8 +1,8 @@
-"""WRN-22-2 on CIFAR-10: static, RigL and gradual, beside RigL's published figures.
+"""WRN-22-2 on CIFAR-10: static, RigL and gradual, to compare with RigL's.
 
-The rows of the RigL authors' reply (google-research/rigl, issue 8). Their code has
-steps of the learning rate, here it is a cosine, and 5,000 training images are held out.
-For an accelerator: not run.
+The figures are in the RigL authors' reply (google-research/rigl, issue 8). The learning
+rate follows a cosine here and falls in steps in their code, and 5,000 training images
+are held out. It needs an accelerator and has not been run.
 
 Run: python -m experiments.run cifar10_wrn22 --data.dir=<TFDS folder>
 """

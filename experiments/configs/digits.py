@@ -1,8 +1,7 @@
-"""A small convolutional net on scikit-learn's handwritten digits: the main job.
+"""A small convolutional network on scikit-learn's handwritten digits.
 
-At 98 % magnitude pruning empties the last convolution (layer collapse). The learning
-rate and ``until`` and ``every`` were chosen on the validation images, at 95 and 98 %.
-The results are in experiments/README.md.
+At 98 %, magnitude pruning empties the last convolution (layer collapse). The learning
+rate, ``until`` and ``every`` were chosen on the validation images, at 95 and 98 %.
 
 Run: python -m experiments.run digits
 """

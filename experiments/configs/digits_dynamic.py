@@ -1,6 +1,6 @@
-"""Masks that move, and sparse forward passes, on scikit-learn's handwritten digits.
+"""Moving masks and sparse forward passes on scikit-learn's handwritten digits.
 
-AC/DC prunes all layers by one threshold at once. With 98 % removed, only the last
+AC/DC prunes all layers at once by one threshold. With 98 % removed, only the last
 convolution keeps any weights.
 
 Run: python -m experiments.run digits_dynamic

@@ -1,9 +1,9 @@
-"""Pruned before training or early in it, on scikit-learn's handwritten digits.
+"""Pruning before training or early in it, on scikit-learn's handwritten digits.
 
-A random mask, and sparse orthogonal weights with their own mask; relatives of SNIP (in
-rounds, in rounds that may restore weights, through steps of training); and masks found
-after dense epochs, either a fixed number or until a trigger fires. Blocks of 4x4
-weights fit only two of the four layers, so fewer weights are removed.
+Three groups of methods: a random mask and sparse orthogonal weights; relatives of SNIP
+(in rounds, in rounds that can restore weights, through steps of training); and masks
+found after dense epochs, a fixed number of them or until a trigger fires. Blocks of 4x4
+weights divide only two of the four layers, so fewer weights are removed.
 
 Run: python -m experiments.run digits_early
 """

@@ -1,4 +1,4 @@
-"""One network on all devices, on scikit-learn's handwritten digits: the smoke test.
+"""One network on all devices, on scikit-learn's handwritten digits, as a smoke test.
 
 Run: python -m experiments.run digits_mesh
 """

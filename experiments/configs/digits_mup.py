@@ -1,9 +1,9 @@
-"""Sparse µP: hyper-parameters of the dense network at every density, on digits.
+"""Sparse µP: the hyper-parameters of the dense network at every density, on digits.
 
-Random masks in the two hidden matrices of a multilayer perceptron, without
+Random masks prune the two hidden matrices of a multilayer perceptron. It has no
 normalization, which would hide the scale of the weights. The first and the last layer
-stay dense, so 66, 79 and 85 % of all weights are removed. Compare with "neither", the
-same masks without multipliers; "static" masks all layers, with ERK's densities.
+stay dense, so 66, 79 and 85 % of all weights are removed. "neither" has the same masks
+without multipliers, and "static" prunes all layers, with ERK's densities.
 
 Run: python -m experiments.run digits_mup
 """

@@ -1,8 +1,8 @@
-"""Trained networks, pruned and not trained again, on scikit-learn's handwritten digits.
+"""Pruning trained networks without retraining, on scikit-learn's handwritten digits.
 
-Magnitude, Wanda and SparseGPT in LeNet-300-100. Each removes the same number of weights
-from every layer, or keeps 2 of every 4 inputs. Wanda and SparseGPT read 50 training
-images of each class, without labels.
+Magnitude, Wanda and SparseGPT in LeNet-300-100. Each removes the same fraction of every
+layer, or keeps 2 of every 4 inputs. Wanda and SparseGPT read 50 training images of each
+class, without labels.
 
 Run: python -m experiments.run digits_post_training
 """

@@ -1,9 +1,9 @@
 """K-starts, dissipating gradients and both (Haroon, 2022), on handwritten digits.
 
-We had only the paper's abstract, so three choices are ours: the fitness by which
-K-starts chooses; whether its masks share one training or have one each; and whether
-dissipating removes weights to a given sparsity or by a threshold. "random" is one
-random mask from the start, "random_dropout" a new one in every step.
+Only the paper's abstract was available to us, so three choices are ours: the fitness by
+which K-starts chooses, whether its masks share one training, and whether dissipating
+removes weights to a given sparsity or by a threshold. "random" uses one random mask
+from the start, and "random_dropout" a new one in every step.
 
 Run: python -m experiments.run digits_starts
 """

@@ -1,4 +1,4 @@
-"""Filters removed in rounds while training, on scikit-learn's handwritten digits.
+"""Filters removed in rounds during training, on scikit-learn's handwritten digits.
 
 Run: python -m experiments.run digits_structured
 """

@@ -1,10 +1,11 @@
 """DRIVE and its rivals on MNIST, LeNet-300-100 (Saikumar & Varghese, 2024).
 
-The paper's data sets are larger; this tests its claim at a size that two CPU cores run
-in minutes: the accuracy of every method, and the time of its pruning next to iterative
-magnitude pruning with rewinding. Other methods that claim to be cheap run too, among
-them Haroon's (2022) two, and so do sanity checks (the mask shuffled within layers,
-weights redrawn, scores inverted) and DRIVE by its terms and normalizations.
+The paper uses larger data sets. This tests its claim at a size that takes minutes on
+two CPU cores: it compares accuracies, and the time to prune with that of iterative
+magnitude pruning with rewinding. Other methods that claim to be cheap run too,
+including both of Haroon's (2022). Sanity checks shuffle the mask within layers, redraw
+the weights and invert the scores; ablations run DRIVE with some of its terms and
+normalizations.
 
 Run: python -m experiments.run drive_mnist --data.dir=<TFDS folder>
 """

@@ -1,16 +1,14 @@
-"""Masks that move, and sparse forward passes, on MNIST with LeNet-300-100.
+"""Moving masks and sparse forward passes on MNIST with LeNet-300-100.
 
 Run: python -m experiments.run mnist_dynamic --data.dir=<TFDS folder>
 """
 
-from experiments.config import Config, Data, Model, Pruning
-from experiments.configs.digits_dynamic import METHODS
+import dataclasses
 
-config = Config(
-    data=Data("mnist", validation_size=5_000),
-    model=Model("lenet", widths=(300, 100)),
-    pruning=Pruning(methods=METHODS, sparsities=(0.9, 0.98), every=50),
-    over_seeds="vmap",
+from experiments.configs import digits_dynamic, mnist_lenet300
+
+config = dataclasses.replace(
+    mnist_lenet300.config,
+    pruning=dataclasses.replace(digits_dynamic.config.pruning, every=50),
     epochs=5,
-    batch_size=512,
 )

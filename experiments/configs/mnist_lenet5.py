@@ -1,9 +1,9 @@
 """LeNet-5 on MNIST: iterative pruning, DRIVE, and K-starts with dissipating gradients.
 
-The widths are those of LeCun et al. (1998); Caffe's (20, 50, 500) take three times as
-long. The batch and the learning rate are Caffe's. Without normalization the network
-does not train well at a higher rate: in batches of 512, dense networks reached 11 to
-94 % validation accuracy at 0.1, 81 to 94 % at 0.05 and 83 to 96 % at 0.02.
+The widths are from LeCun et al. (1998); Caffe's (20, 50, 500) take three times as long.
+The batch and the learning rate are Caffe's. Without normalization the network trains
+poorly at higher rates: in batches of 512, dense networks reached 11 to 94 % validation
+accuracy at 0.1, 81 to 94 % at 0.05 and 83 to 96 % at 0.02.
 
 Run: python -m experiments.run mnist_lenet5 --data.dir=<TFDS folder>
 """

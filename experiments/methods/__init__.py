@@ -1,7 +1,7 @@
-"""The methods compared, one row each in `METHODS`; everything else derives from it.
+"""The methods compared, one row each in `METHODS`; all other lists derive from it.
 
-A method is a function ``(setup, sparsity) -> Start``: it says what the last training
-starts from, and how that training goes. To add one, write the function and its row.
+A method is a function ``(setup, sparsity) -> Start``: it returns what the last training
+starts from, and how to train. To add one, write the function and its row.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from experiments.methods import _before as before
 from experiments.methods import _during as during
 from experiments.methods import _several as several
 from experiments.methods._start import Choose as Choose
-from experiments.methods._start import Forward as Forward
 from experiments.methods._start import Recipe as Recipe
 from experiments.methods._start import Setup as Setup
 from experiments.methods._start import Start as Start
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from experiments.lab import Lab
 
 
-# Sanity checks: a method's start, spoiled in one respect.
+# Sanity checks: a method's start with one thing spoiled.
 
 
 def shuffled(lab: Lab, method: StartFn, sparsity: float) -> Start:
@@ -39,10 +38,9 @@ def shuffled(lab: Lab, method: StartFn, sparsity: float) -> Start:
 
 
 def redrawn(lab: Lab, method: StartFn, sparsity: float) -> Start:
-    """Redraws the weights, which are then trained from the beginning."""
-    start = method(lab, sparsity)
+    """Redraws the weights and trains them from the beginning."""
     params, stats = lab.init(lab.keys.masks)
-    return start._replace(
+    return method(lab, sparsity)._replace(
         params=params, stats=stats, opt_state=None, first=0, history=()
     )
 
@@ -54,14 +52,11 @@ def inverted(lab: Lab, method: StartFn, sparsity: float) -> Start:
 
 CHECKS = {"shuffled": shuffled, "redrawn": redrawn, "inverted": inverted}
 
-
-# The table.
-
 Needs = Literal[
-    "nothing",  # Neither images nor training.
+    "nothing",  # No images and no training.
     "data",  # A batch to score.
-    "warm-up",  # Dense epochs before.
-    "training",  # Prunes while it trains.
+    "warm-up",  # Some dense epochs.
+    "training",  # Prunes during training.
     "a trigger",  # Dense epochs until a trigger fires.
     "several trainings",
     "a trained network",
@@ -70,28 +65,16 @@ Needs = Literal[
 
 
 class Method(NamedTuple):
-    """A row of the table.
+    """A row of the table."""
 
-    Attributes:
-      label: its name in figures.
-      source: where it comes from.
-      needs: the most that it needs to find its mask.
-      start: the method.
-      checks: the names of the sanity checks that make sense for it.
-      variants: the method with another choice where its source leaves one open, or
-        without one of its parts.
-      only_at: the one sparsity that it can reach; None is any.
-      row: its name in the documentation's table of methods, if another.
-    """
-
-    label: str
+    label: str  # Its name in figures.
     source: str
     needs: Needs
     start: StartFn
-    checks: tuple[str, ...] = ()
-    variants: Mapping[str, StartFn] = {}
-    only_at: float | None = None
-    row: str = ""
+    checks: tuple[str, ...] = ()  # Sanity checks that apply to it.
+    variants: Mapping[str, StartFn] = {}  # Other readings of the source; ablations.
+    only_at: float | None = None  # The only sparsity that it can reach.
+    row: str = ""  # Its name in the documentation's table, if different.
 
 
 _ALL = tuple(CHECKS)
@@ -195,14 +178,15 @@ METHODS: dict[str, Method] = {
         "magnitude, after training", "Han et al., 2015", "a trained network",
         after.magnitude),
     "wanda": Method("Wanda", "Sun et al., 2024", "layer inputs", after.wanda),
-    "sparse_gpt": Method("SparseGPT", _FRANTAR, "layer inputs", after.sparse_gpt),
+    "sparse_gpt": Method("SparseGPT", _FRANTAR, "layer inputs", after.sparse_gpt()),
     "magnitude_n_m": Method(
         "magnitude 2:4, after training", "", "a trained network",
         after.magnitude_n_m, only_at=0.5),
     "wanda_n_m": Method(
         "Wanda 2:4", "Sun et al., 2024", "layer inputs", after.wanda_n_m, only_at=0.5),
     "sparse_gpt_n_m": Method(
-        "SparseGPT 2:4", _FRANTAR, "layer inputs", after.sparse_gpt_n_m, only_at=0.5),
+        "SparseGPT 2:4", _FRANTAR, "layer inputs", after.sparse_gpt(n_m=(2, 4)),
+        only_at=0.5),
 }
 # fmt: on
 

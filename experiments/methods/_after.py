@@ -1,6 +1,6 @@
-"""Masks of trained networks, which are evaluated without more training.
+"""Methods that prune trained networks, which are evaluated without more training.
 
-The methods read the images of the scoring batch, no labels, and prune the kernels.
+They read the images of the scoring batch, not the labels, and prune kernels only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from experiments.models import Network
     from experiments.training import View
 
-
 _kernels = jp.by_path("kernel")
 
 
@@ -28,7 +27,7 @@ def _fours(tree: Any) -> Any:
 
 
 def after(choose: Choose) -> StartFn:
-    """Prunes trained networks; their training does not count as pruning."""
+    """Prunes trained networks; the time of their training does not count."""
 
     def start(setup: Setup, sparsity: float) -> Start:
         trained = setup.dense(setup.epochs)._replace(pruning_seconds=0.0)
@@ -53,15 +52,9 @@ def magnitude_n_m(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
     return jp.apply_mask(params, mask), mask
 
 
-@functools.cache
+@functools.cache  # Seeds and methods share the programs compiled for it.
 def _apply_of(network: Network) -> Callable[[Any, Any], jax.Array]:
-    """One function a network: all seeds and methods share its compiled programs."""
-
-    def apply(params: Any, batch: Any) -> jax.Array:
-        stats, images = batch
-        return network.apply(params, stats, images, train=False)[0]
-
-    return apply
+    return lambda params, batch: network.apply(params, *batch, train=False)[0]
 
 
 @functools.cache
@@ -82,27 +75,24 @@ def wanda(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
 
 @after
 def wanda_n_m(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
-    """Keeps 2 of every 4 weights by the same score."""
+    """Keeps the best 2 of every 4 weights by the same score."""
     del sparsity
     scores = _wanda_of(view.network)(params, (view.stats, view.batch.images))
     mask = jp.n_m_mask(scores, 2, 4, prunable=_fours)
     return jp.apply_mask(params, mask), mask
 
 
-@after
-def sparse_gpt(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
+def sparse_gpt(*, n_m: tuple[int, int] | None = None) -> StartFn:
     """Prunes layer by layer; the remaining weights compensate for the removed ones."""
-    batches = [(view.stats, view.batch.images)]
-    return jp.sparse_gpt(
-        _apply_of(view.network), params, batches, sparsity=sparsity, prunable=_kernels
-    )
 
+    def choose(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
+        return jp.sparse_gpt(
+            _apply_of(view.network),
+            params,
+            [(view.stats, view.batch.images)],
+            sparsity=None if n_m else sparsity,
+            n_m=n_m,
+            prunable=_fours if n_m else _kernels,
+        )
 
-@after
-def sparse_gpt_n_m(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
-    """The same, with 2 of every 4 weights kept."""
-    del sparsity
-    batches = [(view.stats, view.batch.images)]
-    return jp.sparse_gpt(
-        _apply_of(view.network), params, batches, n_m=(2, 4), prunable=_fours
-    )
+    return after(choose)

@@ -1,8 +1,8 @@
-"""Masks chosen at initialization, after a warm-up, or when a trigger fires.
+"""Methods that prune at initialization, after a warm-up, or when a trigger fires.
 
-Scores are taken with BatchNorm in eval mode. At initialization it then uses the running
-statistics that it starts from (mean 0, variance 1): in training mode a filter's
-first-order scores would cancel.
+BatchNorm runs in eval mode while weights are scored. At initialization it uses its
+first running statistics (mean 0, variance 1): in training mode, the first-order scores
+of a filter's weights would cancel.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def chosen(choose: Choose, *, warm_up: bool = False) -> StartFn:
-    """Chooses the masks at initialization, or after the warm-up."""
+    """Chooses the masks at initialization, or after dense epochs."""
 
     def start(setup: Setup, sparsity: float) -> Start:
         epochs = setup.options.warmup if warm_up else 0
@@ -34,13 +34,13 @@ def chosen(choose: Choose, *, warm_up: bool = False) -> StartFn:
 
 
 def masked(mask: Callable[[View, Any, Any], Any]) -> Choose:
-    """Compiles ``mask(view, params, sparsity)``; the weights stay as they are."""
+    """Compiles ``mask(view, params, sparsity)``; the weights do not change."""
     compiled = jax.jit(mask)
     return lambda view, params, sparsity: (params, compiled(view, params, sparsity))
 
 
 def ranked(score: Callable[[View], Score]) -> Choose:
-    """Keeps the best of all layers by the score ``score(view)(params, *batch)``."""
+    """Keeps the best of all layers by ``score(view)(params, *batch)``."""
     scores = jax.jit(lambda view, params: view.rank(score(view)(params, *view.batch)))
 
     def choose(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
@@ -50,7 +50,7 @@ def ranked(score: Callable[[View], Score]) -> Choose:
 
 
 def in_rounds(score: Callable[[View], Score], *, images: int | None = None) -> Choose:
-    """Scores and prunes in rounds, on the first images only if ``images`` says so."""
+    """Scores and prunes in rounds; with ``images``, only the first ones are passed."""
 
     def mask(view: View, params: Any, sparsity: Any) -> Any:
         plain = score(view)
@@ -69,9 +69,8 @@ random = chosen(ranked(lambda view: jp.random(view.key)))
 _by_magnitude = ranked(lambda view: lambda params, *_: jp.magnitude(params))
 magnitude = chosen(_by_magnitude)
 trained_magnitude = chosen(_by_magnitude, warm_up=True)
-lamp = chosen(
-    ranked(lambda view: lambda params, *_: jp.lamp(jp.magnitude(params))), warm_up=True
-)
+_by_lamp = ranked(lambda view: lambda params, *_: jp.lamp(jp.magnitude(params)))
+lamp = chosen(_by_lamp, warm_up=True)
 snip = chosen(ranked(lambda view: jp.snip(view.loss)))
 iterative_snip = chosen(in_rounds(lambda view: jp.snip(view.loss)))
 biased_loss = chosen(ranked(lambda view: jp.biased_loss(view.loss)))
@@ -117,8 +116,8 @@ def prospr(view: View) -> Score:
 
 @chosen
 def synflow(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
-    """In double precision: its sums over paths overflow in deep networks."""
-    with jax.enable_x64(True):  # Compiled in there, max pooling included.
+    """In float64, as its sums over paths overflow in deep networks."""
+    with jax.enable_x64(True):  # Compiles here, so that max pooling is float64 too.
         return _synflow(view, params, sparsity)
 
 
@@ -128,7 +127,7 @@ _synflow = in_rounds(lambda view: jp.synflow(view.logits, dtype=jnp.float64), im
 @chosen
 @masked
 def force(view: View, params: Any, sparsity: Any) -> Any:
-    """SNIP in rounds in which removed weights may come back."""
+    """SNIP in rounds in which removed weights can come back."""
     return jp.force_mask(
         view.loss,
         params,
@@ -142,7 +141,7 @@ def force(view: View, params: Any, sparsity: Any) -> Any:
 @functools.partial(chosen, warm_up=True)
 @masked
 def blocks(view: View, params: Any, sparsity: Any) -> Any:
-    """Removes the smallest 4x4 blocks of weights, in the layers that they divide."""
+    """Removes the smallest 4x4 blocks, in layers that they divide."""
     return jp.block_mask(
         view.rank(jp.magnitude(params)),
         sparsity,
@@ -159,33 +158,33 @@ def drive(**options: Any) -> StartFn:
 
 @chosen
 def static(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
-    """A random mask with the layer-wise densities of Erdős-Rényi-kernel."""
+    """A random mask with Erdős-Rényi-kernel densities."""
     mask = jp.layerwise_mask(jp.random(view.key)(params), jp.erk(params, sparsity))
     return params, mask
 
 
 @chosen
 def orthogonal(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
-    """Sparse orthogonal weights, with the layer-wise densities of ERK."""
+    """Sparse orthogonal weights with Erdős-Rényi-kernel densities."""
     return jp.exact_orthogonal_init(
         view.key, params, jp.erk(params, sparsity), gain=2**0.5
     )
 
 
 def sparse_mup(*, init: bool = True, learning_rate: bool = True) -> StartFn:
-    """A random mask; initial weights and learning rates make up for its density.
+    """A random mask; initial weights and learning rates compensate for its density.
 
-    All layers but the first and the last are hidden and equally sparse; the other two
-    stay dense, so less is removed than asked for. The width is the one that the
-    learning rate was chosen for. With SGD as with Adam, a step grows by the factor by
-    which the density shrinks, as a unit sums over that many fewer weights.
+    Hidden layers, all but the first and the last, are equally sparse. The other two
+    stay dense, so fewer weights are removed than asked for. With SGD, as with Adam, a
+    step grows by the factor by which the density shrinks, as a unit sums over fewer
+    weights.
     """
 
     def choose(view: View, params: Any, sparsity: float) -> tuple[Any, Any]:
         if not any(jax.tree.leaves(_hidden(params))):
             raise ValueError(
                 "sparse_mup prunes the layers between the first and the last, and this "
-                "network has none: give --model.widths one more."
+                "network has none: pass --model.widths with one more width."
             )
         if init:
             scale = jp.sparse_mup(params, sparsity, hidden=_hidden).init
@@ -224,7 +223,7 @@ def earlycrop(lab: Lab, sparsity: float) -> Start:
 def epi(lab: Lab, sparsity: float) -> Start:
     """Magnitude, once its mask changes little from epoch to epoch.
 
-    It looks back on 2 epochs and not on 5, as training here is short.
+    It compares the masks of 2 epochs and not of 5, as training is short here.
     """
 
     def trial(params: Any) -> Any:

@@ -1,10 +1,10 @@
-"""Masks found while training: optimizers that prune, and sparse forward passes."""
+"""Methods that prune during training, by the optimizer or by the forward pass."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,17 @@ import optax
 
 import jaxprune as jp
 from experiments.methods._before import static
-from experiments.methods._start import Forward, Recipe, Setup, Start, StartFn, keep
+from experiments.methods._start import Recipe, Setup, Start, StartFn, keep
 
 
 def during(
     optimizer: Callable[..., Any] = keep,
     *,
-    forward: Forward | None = None,
     start: StartFn | None = None,
+    **forward: Any,
 ) -> StartFn:
-    """Starts dense, or from another method's start, and prunes while training."""
-    recipe = Recipe(optimizer, forward)
+    """Prunes while training, from dense weights or from another method's start."""
+    recipe = Recipe(optimizer, **forward)
 
     def begin(setup: Setup, sparsity: float) -> Start:
         found = setup.dense(0) if start is None else start(setup, sparsity)
@@ -32,7 +32,7 @@ def during(
 
 
 def window(setup: Setup) -> tuple[int, int]:
-    """The steps at which pruning in training begins and ends; masks are due at both."""
+    """The first and the last step that prune; masks are due at both."""
     every = setup.options.every
     begin = max(1, round(setup.options.select_at * setup.steps))
     end = max(every, round(setup.options.until * setup.steps) // every * every)
@@ -48,7 +48,7 @@ def cubic(sparsity: Any, begin: int, length: int, start: Any = 0.0) -> Any:
 
 @during
 def gradual(setup: Setup, tx: Any, sparsity: Any, key: Any) -> Any:
-    """Removes the smallest weights while training."""
+    """Removes the smallest weights, step by step."""
     del key
     schedule = cubic(sparsity, 0, window(setup)[1])
     return optax.chain(tx, jp.gradual(schedule, every=setup.options.every))
@@ -64,7 +64,7 @@ def gradual_n_m(setup: Setup, tx: Any, sparsity: Any, key: Any) -> Any:
 
 
 def k_starts(**options: Any) -> StartFn:
-    """Chooses the fittest of k random masks after some dense epochs."""
+    """Trains dense for some epochs, then chooses the fittest of k random masks."""
 
     def optimizer(setup: Setup, tx: Any, sparsity: Any, key: Any) -> Any:
         k, (begin, _) = setup.options.k, window(setup)
@@ -75,7 +75,7 @@ def k_starts(**options: Any) -> StartFn:
 
 
 def dissipating(*, threshold: float | None = None) -> StartFn:
-    """Removes weights that stay near their start: by a schedule, or a threshold."""
+    """Removes weights that stay near their start, by a schedule or a threshold."""
 
     def optimizer(setup: Setup, tx: Any, sparsity: Any, key: Any) -> Any:
         del key
@@ -95,7 +95,7 @@ def dissipating(*, threshold: float | None = None) -> StartFn:
 
 @during
 def k_starts_dissipating(setup: Setup, tx: Any, sparsity: Any, key: Any) -> Any:
-    """K-starts to half of the density's logarithm, then dissipating to the rest."""
+    """K-starts to the square root of the density, then dissipating to the density."""
     begin, end = window(setup)
     first = 1 - jnp.sqrt(1 - sparsity)
     ramp = cubic(sparsity, 0, end - begin - 1, first)
@@ -123,62 +123,34 @@ def rigl(setup: Setup, tx: Any, sparsity: Any, key: Any) -> Any:
 
 @during
 def granet(setup: Setup, tx: Any, sparsity: Any, key: Any) -> Any:
-    """Gradual pruning that also regrows."""
+    """Prunes gradually and regrows some of the weights."""
     del key
     schedule = cubic(sparsity, 0, window(setup)[1])
     return jp.granet(tx, schedule, **_moving(setup, 0.5))
 
 
 def _moving(setup: Setup, fraction: float) -> dict[str, Any]:
-    """When masks move, and by how much."""
     _, end = window(setup)
     decay = optax.cosine_decay_schedule(fraction, end)
     return {"every": setup.options.every, "until": end, "drop_fraction": decay}
 
 
-class _Phases(NamedTuple):
-    """The state of AC/DC: updates made, and the state of the chain that it masks."""
-
-    count: jax.Array
-    inner: Any
-
-
-_PHASES = 6  # Dense first; sparse last, and from then on.
-
-
 @during
 def ac_dc(setup: Setup, tx: Any, sparsity: Any, key: Any) -> Any:
-    """Alternates dense and sparse phases, and ends sparse (Peste et al., 2021).
+    """Alternates dense and sparse phases, three of each, and stays sparse.
 
-    Momentum restarts with each dense phase, as in the authors' code.
+    The authors' code resets momentum when a dense phase begins; this does not.
     """
     del key
-    length = -(-window(setup)[1] // _PHASES)
-    inner = optax.with_extra_args_support(optax.chain(tx, jp.keep_sparse()))
+    length = -(-window(setup)[1] // 6)
 
-    def init(params: Any) -> _Phases:
-        return _Phases(jnp.zeros([], jnp.int32), inner.init(params))
+    def alternate(params: Any, mask: Any, step: jax.Array) -> Any:
+        del mask
+        removed = jnp.where(step // length % 2 == 1, sparsity, 0.0)
+        return jp.global_mask(jp.magnitude(params), removed)
 
-    def update(
-        updates: Any, state: Any, params: Any = None, **extra: Any
-    ) -> tuple[Any, _Phases]:
-        phase = state.count // length
-        begins = (state.count % length == 0) & (phase < _PHASES)
-
-        def begun(opt_state: Any) -> Any:
-            cut = phase % 2 == 1
-            opt_state = optax.tree.map_params(
-                inner, lambda x: jnp.where(cut, x, jnp.zeros_like(x)), opt_state
-            )
-            removed = jnp.where(cut, sparsity, 0.0)
-            mask = jp.global_mask(jp.magnitude(params), removed)
-            return jp.set_mask(opt_state, mask)
-
-        opt_state = jax.lax.cond(begins, begun, lambda same: same, state.inner)
-        updates, opt_state = inner.update(updates, opt_state, params, **extra)
-        return updates, _Phases(state.count + 1, opt_state)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    link = jp.update_mask(alternate, every=length, until=5 * length)
+    return optax.chain(tx, link)
 
 
 # Dense weights, trained through a sparse forward pass.
@@ -187,8 +159,8 @@ def ac_dc(setup: Setup, tx: Any, sparsity: Any, key: Any) -> Any:
 def _largest(params: Any, sparsity: Any, key: jax.Array, *, times: int = 1) -> Any:
     """The largest weights of each layer, ``times`` the number that the sparsity keeps.
 
-    One threshold for all layers would empty some from the start, and an empty layer
-    lets no gradient through.
+    One threshold for all layers would empty some at once, and an empty layer passes no
+    gradient on.
     """
     del key
     removed = jnp.maximum(1 - times * (1 - sparsity), 0)
@@ -204,7 +176,7 @@ def _drawn(params: Any, sparsity: Any, key: jax.Array) -> Any:
     return jp.layerwise_mask(jp.random(key)(params), sparsity)
 
 
-ste = during(forward=Forward(_largest))
-top_kast = during(forward=Forward(_largest, functools.partial(_largest, times=2)))
-sr_ste = during(forward=Forward(_two_of_four, decay=2e-4))
-random_dropout = during(forward=Forward(_drawn, reached=_drawn))
+ste = during(forward=_largest)
+top_kast = during(forward=_largest, backward=functools.partial(_largest, times=2))
+sr_ste = during(forward=_two_of_four, decay=2e-4)
+random_dropout = during(forward=_drawn, backward=_drawn)

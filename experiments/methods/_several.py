@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def imp(lab: Lab, sparsity: float) -> Start:
     """Iterative magnitude pruning with rewinding (Frankle et al., 2020).
 
-    All sparsities asked for are links of one chain, which runs once.
+    One chain of trainings serves all sparsities of the experiment, and runs once.
     """
     options = lab.options
     saved = lab.dense(options.rewind)
@@ -33,8 +33,7 @@ def imp(lab: Lab, sparsity: float) -> Start:
         asked.add(options.check_sparsity)
 
     def train(mask: Any) -> Any:
-        state, _ = lab.train(saved._replace(mask=mask), lab.epochs)
-        return state.params
+        return lab.train(saved._replace(mask=mask), lab.epochs)[0].params
 
     def run() -> dict[float, tuple[Any, float]]:
         lab.compile()
@@ -51,14 +50,8 @@ def chain(
 ) -> Iterator[tuple[float, Any, float]]:
     """Yields each target with the masks of all seeds and the seconds so far.
 
-    A round trains to the end and removes the smallest of the remaining weights.
-
-    Args:
-      train: ``train(mask) -> params``: trains from the saved weights to the end, with
-        the mask; all trees have a leading axis of seeds.
-      mask: the masks of the first round, all True.
-      targets: the sparsities to yield.
-      fraction: of the remaining weights, how many a round removes.
+    In each round ``train(mask)`` trains from the saved weights to the end and returns
+    the parameters, of which ``fraction`` of the remaining ones, the smallest, go.
     """
     began = time.perf_counter()
     if 0.0 in targets:
@@ -74,7 +67,7 @@ def chain(
 
 
 def chain_sparsities(targets: tuple[float, ...], fraction: float) -> list[float]:
-    """The sparsities after each round, which meet every target exactly.
+    """The sparsity after each round.
 
     A round removes ``fraction`` of the remaining weights, or fewer to meet a target.
     """
@@ -89,12 +82,12 @@ def chain_sparsities(targets: tuple[float, ...], fraction: float) -> list[float]
 
 
 def k_starts_independent(lab: Lab, sparsity: float) -> Start:
-    """K-starts' independent mode: k masked networks a seed, of which one goes on.
+    """K-starts with a network for each of k masks; the fittest continues.
 
-    All networks of all seeds are one program; those of a seed share its weights and the
-    order of its images. The fittest is the one best on the validation images after the
-    epochs in which K-starts looks for its mask, a fitness of ours: the paper's needs
-    one network that all masks share.
+    The networks of a seed share its initial weights and the order of its images, and
+    all networks of all seeds train together. The fittest has the best validation
+    accuracy after the epochs in which K-starts gathers evidence. This fitness is ours:
+    the paper's requires one network that all masks share.
     """
     k, seeds = lab.options.k_independent, lab.seeds
     epochs = max(1, round(lab.options.select_at * lab.epochs))
@@ -123,7 +116,7 @@ def k_starts_independent(lab: Lab, sparsity: float) -> Start:
 
 @functools.partial(jax.jit, static_argnames="sparsity")
 def _draw(keys: jax.Array, params: Any, sparsity: float) -> Any:
-    """A random mask for every key; one after the other, as each key draws alone."""
+    """Draws a random mask for every key, one at a time: vmap may draw differently."""
 
     def one(given: tuple[jax.Array, Any]) -> Any:
         key, params = given

@@ -1,8 +1,7 @@
-"""The networks, in Flax NNX, and the two pure functions that experiments call.
+"""The networks, in Flax NNX, as pairs of pure functions.
 
-A network is ``init`` and ``apply`` over plain pytrees: ``params`` (trained and pruned)
-and ``stats`` (BatchNorm's running statistics). `PUBLISHED` has the options of networks
-that papers name.
+``params`` are trained and pruned, and ``stats`` are BatchNorm's running statistics.
+`PUBLISHED` has the options of networks that papers name.
 """
 
 from collections.abc import Callable
@@ -14,18 +13,16 @@ from flax import nnx
 from experiments.config import Model
 from experiments.models._mobilenet import MobileNet
 from experiments.models._plain import VGG, ConvNet, LeNet, LeNet5
-from experiments.models._resnet import ResNet
+from experiments.models._resnet import ResNet, WideResNet
 from experiments.models._vit import ViT
-from experiments.models._wide import WideResNet
 
 
 class Network(NamedTuple):
     """A model as pure functions.
 
-    Attributes:
-      init: ``init(key) -> (params, stats)``.
-      apply: ``apply(params, stats, images, *, train) -> (logits, stats)``. BatchNorm
-        uses the batch and moves ``stats`` in training, and uses ``stats`` otherwise.
+    They are ``init(key) -> (params, stats)`` and ``apply(params, stats, images, *,
+    train) -> (logits, stats)``. In training BatchNorm uses the batch and updates
+    ``stats``; otherwise it uses ``stats``.
     """
 
     init: Callable[[jax.Array], tuple[Any, Any]]

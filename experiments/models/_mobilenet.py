@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 
 from experiments.config import Model
-from experiments.models._layers import ConvNorm
+from experiments.models._layers import ConvNorm, Shape
 
 
 class MobileNet(nnx.Module):
@@ -16,11 +16,9 @@ class MobileNet(nnx.Module):
     al., 2017, Table 1, without the strides that small images have no pixels for).
     """
 
-    def __init__(
-        self, config: Model, image_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: Model, shape: Shape, classes: int, rngs: nnx.Rngs):
         stem, *widths = config.widths
-        self.stem = ConvNorm(image_shape[-1], stem, 1, config.convolution, rngs)
+        self.stem = ConvNorm(shape[-1], stem, 1, config.convolution, rngs)
         self.blocks = nnx.List(
             Separable(a, b, 2 if b > a and i > 0 else 1, config.convolution, rngs)
             for i, (a, b) in enumerate(itertools.pairwise((stem, *widths)))

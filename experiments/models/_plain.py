@@ -1,4 +1,4 @@
-"""Networks without branches: LeNets, a plain convolutional net, and VGG."""
+"""Networks without branches: LeNets, a plain convolutional network, and VGG."""
 
 import itertools
 import math
@@ -7,27 +7,28 @@ import jax
 from flax import nnx
 
 from experiments.config import Model
-from experiments.models._layers import HE, ConvNorm, conv
+from experiments.models._layers import HE, ConvNorm, Shape, batch_norm, conv
 
 
 class LeNet(nnx.Module):
     """LeNet-300-100 and its like: hidden layers with ReLU."""
 
-    def __init__(
-        self, config: Model, image_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs
-    ):
-        sizes = (math.prod(image_shape), *config.widths)
-        self.layers = nnx.List(
-            nnx.Linear(a, b, kernel_init=HE, rngs=rngs)
-            for a, b in itertools.pairwise(sizes)
-        )
-        self.output = nnx.Linear(sizes[-1], classes, rngs=rngs)
+    def __init__(self, config: Model, shape: Shape, classes: int, rngs: nnx.Rngs):
+        self.layers = _hidden((math.prod(shape), *config.widths), rngs)
+        self.output = nnx.Linear(config.widths[-1], classes, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         x = images.reshape(len(images), -1)
         for layer in self.layers:
             x = nnx.relu(layer(x))
         return self.output(x)
+
+
+def _hidden(sizes: Shape, rngs: nnx.Rngs) -> nnx.List:
+    return nnx.List(
+        nnx.Linear(a, b, kernel_init=HE, rngs=rngs)
+        for a, b in itertools.pairwise(sizes)
+    )
 
 
 class LeNet5(nnx.Module):
@@ -38,14 +39,12 @@ class LeNet5(nnx.Module):
     convolution sees all channels of the first.
     """
 
-    def __init__(
-        self, config: Model, image_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs
-    ):
-        height, width = (((side - 4) // 2 - 4) // 2 for side in image_shape[:2])
+    def __init__(self, config: Model, shape: Shape, classes: int, rngs: nnx.Rngs):
+        height, width = (((side - 4) // 2 - 4) // 2 for side in shape[:2])
         if min(height, width) < 1:
             raise ValueError(
                 f"LeNet-5 takes images of 16x16 pixels or more; these are "
-                f"{image_shape[0]}x{image_shape[1]}."
+                f"{shape[0]}x{shape[1]}."
             )
         if len(config.widths) < 2:
             raise ValueError(
@@ -55,13 +54,10 @@ class LeNet5(nnx.Module):
         first, second, *hidden = config.widths
         self.convs = nnx.List(
             conv(a, b, 5, config.convolution, rngs, padding="VALID", use_bias=True)
-            for a, b in itertools.pairwise((image_shape[-1], first, second))
+            for a, b in itertools.pairwise((shape[-1], first, second))
         )
         sizes = (height * width * second, *hidden)
-        self.layers = nnx.List(
-            nnx.Linear(a, b, kernel_init=HE, rngs=rngs)
-            for a, b in itertools.pairwise(sizes)
-        )
+        self.layers = _hidden(sizes, rngs)
         self.output = nnx.Linear(sizes[-1], classes, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -77,10 +73,8 @@ class LeNet5(nnx.Module):
 class ConvNet(nnx.Module):
     """3x3 convolutions with BatchNorm and ReLU; all but the first halve the image."""
 
-    def __init__(
-        self, config: Model, image_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs
-    ):
-        widths = (image_shape[-1], *config.widths)
+    def __init__(self, config: Model, shape: Shape, classes: int, rngs: nnx.Rngs):
+        widths = (shape[-1], *config.widths)
         self.layers = nnx.List(
             ConvNorm(a, b, 1 if i == 0 else 2, config.convolution, rngs)
             for i, (a, b) in enumerate(itertools.pairwise(widths))
@@ -100,16 +94,13 @@ class VGG(nnx.Module):
     2x2 pooling ends each stage of ``blocks`` convolutions; one dense layer follows.
     """
 
-    def __init__(
-        self, config: Model, image_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs
-    ):
-        stages, width = [], image_shape[-1]
+    def __init__(self, config: Model, shape: Shape, classes: int, rngs: nnx.Rngs):
+        stages, width = [], shape[-1]
         for out, blocks in config.stages():
-            layers = []
-            for _ in range(blocks):
-                layers.append(ReluNorm(width, out, config.convolution, rngs))
-                width = out
+            widths = itertools.pairwise((width, *[out] * blocks))
+            layers = [ReluNorm(a, b, config.convolution, rngs) for a, b in widths]
             stages.append(nnx.List(layers))
+            width = out
         self.stages = nnx.List(stages)
         self.output = nnx.Linear(width, classes, rngs=rngs)
 
@@ -127,7 +118,7 @@ class ReluNorm(nnx.Module):
 
     def __init__(self, inputs: int, outputs: int, convolution: str, rngs: nnx.Rngs):
         self.conv = conv(inputs, outputs, 3, convolution, rngs)
-        self.norm = nnx.BatchNorm(outputs, momentum=0.9, rngs=rngs)
+        self.norm = batch_norm(outputs, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.norm(nnx.relu(self.conv(x)))

@@ -1,4 +1,4 @@
-"""Residual networks, for small and for large images."""
+"""Residual networks, for small and for large images, and wide ones."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiments.config import Model
-from experiments.models._layers import ConvNorm
+from experiments.models._layers import ConvNorm, Shape, batch_norm, conv
 
 
 class ResNet(nnx.Module):
@@ -17,21 +17,17 @@ class ResNet(nnx.Module):
     halve the image twice. All stages but the first halve it again.
     """
 
-    def __init__(
-        self, config: Model, image_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: Model, shape: Shape, classes: int, rngs: nnx.Rngs):
         self.pools = config.stem == "imagenet"
         size, strides = (7, 2) if self.pools else (3, 1)
         width, convolution = config.widths[0], config.convolution
         layers: list[nnx.Module] = [
-            ConvNorm(image_shape[-1], width, strides, convolution, rngs, size=size)
+            ConvNorm(shape[-1], width, strides, convolution, rngs, size=size)
         ]
         block_type = {"basic": Residual, "bottleneck": Bottleneck}[config.block]
-        for stage, (out, blocks) in enumerate(config.stages()):
-            for block in range(blocks):
-                strides = 2 if stage > 0 and block == 0 else 1
-                layers.append(block_type(width, out, strides, config, rngs))
-                width = out * block_type.expansion
+        for out, strides in _blocks(config):
+            layers.append(block_type(width, out, strides, config, rngs))
+            width = out * block_type.expansion
         self.layers = nnx.List(layers)
         self.output = nnx.Linear(width, classes, rngs=rngs)
 
@@ -45,8 +41,17 @@ class ResNet(nnx.Module):
         return self.output(x.mean((1, 2)))
 
 
+def _blocks(config: Model) -> list[tuple[int, int]]:
+    """The width and the strides of every block."""
+    return [
+        (width, 2 if stage > 0 and block == 0 else 1)
+        for stage, (width, blocks) in enumerate(config.stages())
+        for block in range(blocks)
+    ]
+
+
 class Residual(nnx.Module):
-    """Two 3x3 convolutions beside a shortcut."""
+    """Two 3x3 convolutions and a shortcut."""
 
     expansion = 1
 
@@ -63,7 +68,7 @@ class Residual(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3 and 1x1 convolutions, the last four times as wide, beside a shortcut.
+    """1x1, 3x3 and 1x1 convolutions, the last four times as wide, and a shortcut.
 
     The 3x3 convolution has the strides, as in the networks that are in use, where the
     paper's first 1x1 has.
@@ -99,7 +104,55 @@ class Pad(nnx.Module):
 def _shortcut(
     inputs: int, outputs: int, strides: int, config: Model, rngs: nnx.Rngs
 ) -> Any:
-    """The identity, or what makes shapes equal: zeros, or a 1x1 convolution."""
+    """The identity where shapes are equal; elsewhere zeros or a 1x1 convolution."""
     if config.shortcut == "project" and (strides > 1 or inputs != outputs):
         return ConvNorm(inputs, outputs, strides, config.convolution, rngs, size=1)
     return Pad(outputs - inputs, strides)
+
+
+class WideResNet(nnx.Module):
+    """The wide residual networks of Zagoruyko & Komodakis (2016), for small images.
+
+    BatchNorm and ReLU come before each convolution, and the 3x3 stem has 16 filters.
+    """
+
+    def __init__(self, config: Model, shape: Shape, classes: int, rngs: nnx.Rngs):
+        width = 16
+        self.stem = conv(shape[-1], width, 3, config.convolution, rngs)
+        layers = []
+        for out, strides in _blocks(config):
+            layers.append(Preactivated(width, out, strides, config, rngs))
+            width = out
+        self.layers = nnx.List(layers)
+        self.norm = batch_norm(width, rngs)
+        self.output = nnx.Linear(width, classes, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        x = self.stem(images)
+        for layer in self.layers:
+            x = layer(x)
+        return self.output(nnx.relu(self.norm(x)).mean((1, 2)))
+
+
+class Preactivated(nnx.Module):
+    """Two 3x3 convolutions, each after BatchNorm and ReLU, and a shortcut.
+
+    Where shapes change, the shortcut is a 1x1 convolution of the activations.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, strides: int, config: Model, rngs: nnx.Rngs
+    ):
+        how = config.convolution
+        self.first_norm = batch_norm(inputs, rngs)
+        self.first = conv(inputs, outputs, 3, how, rngs, strides=strides)
+        self.second_norm = batch_norm(outputs, rngs)
+        self.second = conv(outputs, outputs, 3, how, rngs)
+        self.shortcut = None
+        if strides > 1 or inputs != outputs:
+            self.shortcut = conv(inputs, outputs, 1, how, rngs, strides=strides)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        active = nnx.relu(self.first_norm(x))
+        y = self.second(nnx.relu(self.second_norm(self.first(active))))
+        return y + (x if self.shortcut is None else self.shortcut(active))

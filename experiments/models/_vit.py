@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiments.config import Model
-from experiments.models._layers import conv
+from experiments.models._layers import Shape, conv
 
 
 class ViT(nnx.Module):
@@ -15,19 +15,17 @@ class ViT(nnx.Module):
     place. There is one width; queries, keys and values have layers of their own.
     """
 
-    def __init__(
-        self, config: Model, image_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: Model, shape: Shape, classes: int, rngs: nnx.Rngs):
         (width, blocks), *more = config.stages()
-        height, length = (side // config.patch for side in image_shape[:2])
+        height, length = (side // config.patch for side in shape[:2])
         if more or width % config.heads or not height * length:
             raise ValueError(
                 "A ViT has one width, a multiple of its heads, and patches no larger "
                 f"than the image; got widths {config.widths}, {config.heads} heads and "
-                f"patches of {config.patch} pixels on images of {image_shape}."
+                f"patches of {config.patch} pixels on images of {shape}."
             )
         self.embed = conv(
-            image_shape[-1],
+            shape[-1],
             width,
             config.patch,
             config.convolution,
@@ -36,9 +34,8 @@ class ViT(nnx.Module):
             padding="VALID",
             use_bias=True,
         )
-        shape = (1, height * length, width)
-        positions = 0.02 * jax.random.normal(rngs.params(), shape)
-        self.positions = nnx.Param(positions)
+        tokens = (1, height * length, width)
+        self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), tokens))
         self.blocks = nnx.List(Block(width, config.heads, rngs) for _ in range(blocks))
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.output = nnx.Linear(width, classes, rngs=rngs)

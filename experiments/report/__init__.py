@@ -2,19 +2,19 @@
 
 ``python -m experiments.report`` writes experiments/README.md from the results in
 experiments/results, and the measured cells of the table of methods in docs/methods.md.
-To publish a result, copy what a run wrote, ``results.json`` and its figures, into a
-folder of the experiment's name there.
+To publish a result, copy the files of a run, ``results.json`` and its figures, into a
+folder there with the name of the experiment.
 """
 
 import pathlib
 
 from experiments.report._claims import claims as claims
+from experiments.report._kinds import conclusions as conclusions
+from experiments.report._kinds import files as files
+from experiments.report._kinds import parts as parts
 from experiments.report._page import filled as filled
 from experiments.report._page import measured as measured
 from experiments.report._page import page as page
-from experiments.report._show import Shown as Shown
-from experiments.report._show import comparison as comparison
-from experiments.report._show import rounds as rounds
 from experiments.report._tables import mean_and_std as mean_and_std
 from experiments.report._tables import percent as percent
 

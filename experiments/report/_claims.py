@@ -1,118 +1,120 @@
-"""The three claims of Lubana & Dick, each as a number that decides it.
+"""The three claims of Lubana & Dick, each decided by one number.
 
-Every number is a mean over the rows of a level (fractions and numbers of rounds) and
-over seeds. Nothing here is a test of significance: the spread stands beside the mean.
+A number is a mean over the rows of a level (fractions and numbers of rounds) and over
+seeds. None of this is a test of significance: the spread is given next to the mean.
 """
 
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from experiments.gradient_flow import Row
 from experiments.report._tables import mean_and_std
 
 Run: TypeAlias = Mapping[str, Any]
 Runs: TypeAlias = Mapping[Row, Sequence[Run]]
-Number: TypeAlias = Callable[[Row, Run], float]
 
 
 def gather(results: Sequence[Run]) -> Runs:
-    """Sorts runs into rows, one run a seed."""
+    """The runs of each row, one a seed."""
     rows: dict[Row, list[Run]] = {}
     for run in results:
         rows.setdefault(Row(*(run[field] for field in Row._fields)), []).append(run)
     return rows
 
 
+def conclusions(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The claims, decided by the runs of a result."""
+    return {"claims": claims(found["config"], found["results"])}
+
+
 def claims(config: Mapping[str, Any], results: Sequence[Run]) -> list[dict[str, Any]]:
     """Decides every claim at every level whose measures were run.
 
-    Returns:
-      For each the claim's text, what its number is, the level, the numbers of each
-      measure (mean, deviation), and whether it held: None if a number that decides it
-      is not a number.
+    "values" are the mean and the deviation of each measure; "held" is None if one of
+    them is not a number.
     """
     runs, found = gather(results), []
     for level in sorted(config["levels"]):
-        for text, number, of, holds, needed in _CLAIMS:
-            values = _values(config["measures"], runs, level, of)
-            if needed <= values.keys():
+        for claim in CLAIMS:
+            values = _values(config["measures"], runs, level, claim.of)
+            if claim.needs <= values.keys():
                 means = {measure: mean for measure, (mean, _) in values.items()}
                 known = not any(map(math.isnan, means.values()))
                 found.append(
                     {
-                        "text": text,
-                        "number": number,
+                        "text": claim.text,
+                        "number": claim.number,
                         "level": level,
                         "values": values,
-                        "held": holds(means) if known else None,
+                        "held": claim.holds(means) if known else None,
                     }
                 )
     return found
 
 
-def training_loss(row: Row, run: Run) -> float:
-    """The mean training loss over the epochs after the last pruning."""
-    return statistics.mean(e["train_loss"] for e in run["epochs"][row.rounds :])
-
-
-def contribution(row: Row, run: Run) -> float:
-    """The contribution of the weights removed first, over an average weight's."""
-    del row
-    return run["prunes"][0]["contribution_share"]
-
-
-def distance(row: Row, run: Run) -> float:
-    """How far the outputs are from the dense ones, an epoch after the first cut."""
-    del row
-    return run["epochs"][1]["distance_to_dense"]
-
-
-def gradient_ratio(row: Row, run: Run) -> float:
-    """The squared gradient norm after the first pruning over the norm before.
-
-    Of all weights: at the level of weights, removed ones still have a gradient.
-    """
-    del row
-    before, after = run["prunes"][0]["squared_gradient"]
-    return after / before
-
-
-def accuracy(row: Row, run: Run) -> float:
-    """The test accuracy after the last epoch."""
-    del row
-    return run["test_accuracy"]
-
-
 def _values(
-    measures: Sequence[str], runs: Runs, level: str, of: Number
+    measures: Sequence[str], runs: Runs, level: str, of: Callable[[Run], float]
 ) -> dict[str, tuple[float, float]]:
     """For each measure the mean over rows and seeds, and the deviation over seeds."""
     values = {}
     for measure in measures:
         rows = [r for r in runs if (r.measure, r.level) == (measure, level)]
         if rows:
-            seeds = zip(
-                *([of(row, run) for run in runs[row]] for row in rows), strict=True
-            )
+            seeds = zip(*([of(run) for run in runs[row]] for row in rows), strict=True)
             values[measure] = mean_and_std([statistics.mean(seed) for seed in seeds])
     return values
 
 
-def _least(name: str) -> Callable[[Mapping[str, float]], bool]:
-    return lambda values: values[name] <= min(values.values())
+def training_loss(run: Run) -> float:
+    """The mean training loss over the epochs after the last pruning."""
+    return statistics.mean(e["train_loss"] for e in run["epochs"][run["rounds"] :])
 
 
-_CLAIMS = (
-    (
+def contribution(run: Run) -> float:
+    """The contribution of the weights removed first, over an average weight's."""
+    return run["prunes"][0]["contribution_share"]
+
+
+def distance(run: Run) -> float:
+    """The distance of the outputs from the dense ones, an epoch after the first cut."""
+    return run["epochs"][1]["distance_to_dense"]
+
+
+def gradient_ratio(run: Run) -> float:
+    """The squared gradient norm after the first pruning over the norm before.
+
+    It includes the gradients of single weights that are removed.
+    """
+    before, after = run["prunes"][0]["squared_gradient"]
+    return after / before
+
+
+def accuracy(run: Run) -> float:
+    """The test accuracy after the last epoch."""
+    return run["test_accuracy"]
+
+
+class Claim(NamedTuple):
+    """A claim, the number that decides it, and the measures that it compares."""
+
+    text: str
+    number: str
+    of: Callable[[Run], float]
+    holds: Callable[[Mapping[str, float]], bool]
+    needs: set[str]
+
+
+CLAIMS = (
+    Claim(
         "(i) Magnitude-pruned models converge faster",
         "mean training loss after the last pruning",
         training_loss,
-        _least("magnitude"),
+        lambda values: values["magnitude"] <= min(values.values()),
         {"magnitude", "loss_preservation"},
     ),
-    (
+    Claim(
         "(i) The weights that magnitude removes have contributed less than average to "
         "the fall of the loss",
         "contribution of a removed weight over that of an average one",
@@ -120,15 +122,15 @@ _CLAIMS = (
         lambda values: values["magnitude"] < 1,
         {"magnitude"},
     ),
-    (
+    Claim(
         "(ii) Loss preservation keeps the dense network's dynamics best when little "
         "trained",
         "distance of the outputs from the dense ones, an epoch after the first cut",
         distance,
-        _least("loss_preservation"),
+        lambda values: values["loss_preservation"] <= min(values.values()),
         {"loss_preservation", "magnitude"},
     ),
-    (
+    Claim(
         "(iii) GraSP raises the gradient norm",
         "squared gradient norm, of removed weights too, after over before the first "
         "pruning",
@@ -136,7 +138,7 @@ _CLAIMS = (
         lambda values: values["grasp"] > 1,
         {"grasp"},
     ),
-    (
+    Claim(
         "(iii) Raising the gradient norm makes poorer models than preserving it",
         "test accuracy after the last epoch",
         accuracy,

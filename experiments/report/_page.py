@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 from experiments import configs
 from experiments.methods import METHODS
 from experiments.report import _tables
+from experiments.report._kinds import parts
 from experiments.report._tables import Found, Row, mean_and_std, percent
-
-# The page.
 
 _HEAD = """\
 # Experiments
@@ -29,8 +28,8 @@ def page(folder: pathlib.Path) -> str:
     paths = sorted(folder.glob("*/results.json"))
     sections = [_section(path.parent, _read(path)) for path in paths]
     done = {path.parent.name for path in paths}
-    missing = [name for _, name, _ in pkgutil.iter_modules(configs.__path__)]
-    missing = [f"`{name}`" for name in missing if name not in done]
+    names = [module.name for module in pkgutil.iter_modules(configs.__path__)]
+    missing = [f"`{name}`" for name in names if name not in done]
     not_run = f"Not run, or not in full: {', '.join(missing)}.\n"
     return "\n".join([_HEAD, *sections, *([not_run] if missing else [])])
 
@@ -46,68 +45,40 @@ def _section(folder: pathlib.Path, found: Found) -> str:
     ]
     about = (module.__doc__ or "").partition("\n\nRun:")[0]
     data = "" if config["data"]["name"] == "digits" else " --data.dir=<TFDS folder>"
+    run, wanted = config["seeds"], module.config.seeds
+    seeds = run if run >= wanted else f"{run} of {wanted} (the rest was not run)"
     lines = [
         f"## {name}\n",
         f"{about}\n",
         f"    python -m experiments.run {' '.join(place['command'])}{data}\n",
-        f"Seeds: {_seeds(config['seeds'], module.config.seeds)}; "
-        f"epochs: {config['epochs']}; images: {images}. "
+        f"Seeds: {seeds}; epochs: {config['epochs']}; images: {images}. "
         f"{found['seconds'] / 60:.0f} minutes on {place['cpu_count']} cores "
         f"({place['device']}); Python {place['python']}, {versions}; commit "
         f"{(place['commit'] or 'unknown')[:12]}. Scored {found['scored']}.\n",
-        *(_comparison(found) if "pruning" in config else _rounds(found)),
+        *(p if isinstance(p, str) else p.markdown() for p in parts(found)),
         *figures,
     ]
     return "\n".join(lines) + "\n"
 
 
-def _seeds(run: int, wanted: int) -> str:
-    return str(run) if run >= wanted else f"{run} of {wanted} (the rest was not run)"
-
-
-def _comparison(found: Found) -> list[str]:
-    variants = _tables.variants(found)
-    parts = [
-        _tables.accuracies(found).markdown(),
-        _tables.notes(found),
-        _tables.fitness(found),
-        variants.markdown() if variants else "",
-    ]
-    return [part for part in parts if part]
-
-
-def _rounds(found: Found) -> list[str]:
-    parts = [
-        _tables.dense(found),
-        *(table.markdown() for table in _tables.rounds(found)),
-        _tables.legend(found),
-        *_tables.verdicts(found),
-    ]
-    return [*(part for part in parts if part), ""]
-
-
-# The table of methods in the documentation: a row is written by hand up to its last
-# three cells, which are measured.
+# The table of methods in the documentation: the last three cells of a row are measured.
 
 
 class Column(NamedTuple):
     """A column of accuracies.
 
-    Attributes:
-      experiment: the one whose network and training count. Results of other experiments
-        with the same network and training count too; without any, those of another
-        network on the same data, which is named.
-      sparsity: fraction of the prunable weights removed; of a method that was only run
-        at less, the highest.
+    Results come from the experiment, or from another one with the same network and
+    training. If there is none, another network on the same data counts, and the cell
+    names it.
     """
 
     experiment: str
-    sparsity: float
+    sparsity: float  # Of a method that only ran at less, the highest.
 
 
 COLUMNS = (Column("digits", 0.9), Column("drive_mnist", 0.98))
 
-_NEAR = 0.005  # A share this close to the column's is not named.
+_NEAR = 0.005  # A sparsity this close to the column's is not named.
 _GAP = "\u00a0"  # Lines do not break there.
 _ROW = re.compile(r"^\| \[`?(\w+)`?\].*\|$", re.M)
 _CELL = re.compile(r"(?<!\\)\|")  # A bar that is not escaped.
@@ -115,11 +86,9 @@ _ALIKE = ("model", "epochs", "seeds", "batch_size", "learning_rate")
 
 
 def filled(text: str, folder: pathlib.Path) -> str:
-    """A page's text with the measured cells of its table of methods.
+    """The text of a page with the measured cells of its table of methods.
 
-    Args:
-      text: with a table whose rows begin with a name in brackets, "| [`snip`](...)".
-      folder: the folder of the results.
+    The rows of the table begin with a name in brackets: "| [`snip`](...)".
     """
     cells = measured(folder)
 
@@ -142,13 +111,15 @@ def measured(folder: pathlib.Path) -> Callable[[str], list[str]]:
             for results, sparsity in found
         ]
         sparsities = [sparsity for _, sparsity in found]
-        return [*map(_accuracy, own, sparsities), _cost(own)]
+        times = [_time(row["pruning_seconds"] if row else 0.0) for row in own]
+        seconds = " / ".join(times) if {*times} != {"—"} else "—"
+        return [*map(_accuracy, own, sparsities), seconds]
 
     return cells
 
 
 def _results(folder: pathlib.Path, experiment: str) -> list[Row]:
-    """The rows of one experiment, and then of all others on its data."""
+    """The rows of an experiment, followed by all other rows on its data."""
     paths = sorted(folder.glob("*/results.json"))
     read = [r for r in map(_read, paths) if "pruning" in r["config"]]
     (first,) = [r for r in read if r["name"] == experiment]
@@ -162,7 +133,7 @@ def _results(folder: pathlib.Path, experiment: str) -> list[Row]:
 
 
 def _elsewhere(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """The network's name, if it or its training differs; "" if not."""
+    """The network's name if it or its training differs, or else ""."""
     alike = all(config[key] == wanted[key] for key in _ALIKE)
     return "" if alike else config["model"]["name"]
 
@@ -181,11 +152,6 @@ def _accuracy(row: Row | None, sparsity: float) -> str:
     at = "" if abs(removed - sparsity) < _NEAR else f" at {100 * removed:.0f}{_GAP}%"
     where = f" ({row['elsewhere']})" if row["elsewhere"] else ""
     return percent(row["test_accuracy"]).replace(" ", _GAP) + at + where
-
-
-def _cost(rows: Sequence[Row | None]) -> str:
-    times = [row["pruning_seconds"] if row else 0.0 for row in rows]
-    return " / ".join(map(_time, times)) if any(times) else "—"
 
 
 def _time(seconds: float) -> str:

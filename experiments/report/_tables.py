@@ -1,11 +1,11 @@
 """Tables of results, for a terminal and for Markdown.
 
-They are made from the content of ``results.json``, just written or read from a file.
+They are made from the content of ``results.json``.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,7 +21,7 @@ Row: TypeAlias = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table: the titles of its columns, its rows, and what it shows."""
+    """A table with titles above its columns."""
 
     titles: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -38,8 +38,10 @@ class Table:
         table = rich.table.Table(
             box=rich.box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
         )
-        for i, title in enumerate(self.titles):
-            table.add_column(title, no_wrap=True, justify="right" if i else "left")
+        first, *titles = self.titles
+        table.add_column(first, no_wrap=True)
+        for title in titles:  # Titles and cells wrap rather than being cut off.
+            table.add_column(title, overflow="fold", justify="right")
         for row in self.rows:
             table.add_row(*map(rich.markup.escape, row))
         yield table
@@ -60,13 +62,20 @@ def percent(values: Sequence[float]) -> str:
 # Of a comparison.
 
 
+def comparison(found: Found) -> list[Table | str]:
+    """The tables and texts on a comparison."""
+    varied = variants(found)
+    parts = [accuracies(found), notes(found), fitness(found), varied or ""]
+    return [part for part in parts if part]
+
+
 def plain_rows(found: Found) -> dict[tuple[str, float], Row]:
-    """The rows that are no checks or ablations, by method and sparsity."""
+    """The rows without checks and ablations, by method and sparsity."""
     rows = (r for r in found["results"] if not r.get("variant"))
     return {(r["method"], r["sparsity"]): r for r in rows}
 
 
-def accuracies(found: Found, field: str = "test_accuracy") -> Table:
+def accuracies(found: Found) -> Table:
     """A line for each method, a column for each sparsity."""
     plain = plain_rows(found)
     sparsities = sorted({s for _, s in plain if s})
@@ -80,16 +89,11 @@ def accuracies(found: Found, field: str = "test_accuracy") -> Table:
             pruned += f" ({max(iterative) / seconds:.0f}x)"
         at_all = own[0] if method == "dense" else None
         cells = [plain.get((method, s), at_all) for s in sparsities]
-        shown = [percent(row[field]) if row else "-" for row in cells]
+        shown = [percent(row["test_accuracy"]) if row else "-" for row in cells]
         lines.append([method, pruned, *shown])
     titles = [f"{100 * s:g} % removed" for s in sparsities]
-    return Table(["method", "pruned in", *titles], lines, _CAPTIONS[field])
-
-
-_CAPTIONS = {
-    "test_accuracy": "Test accuracy (%) after the last epoch",
-    "test_accuracy_at_best": "Test accuracy (%) after the epoch best on validation",
-}
+    caption = "Test accuracy (%) after the last epoch"
+    return Table(["method", "pruned in", *titles], lines, caption)
 
 
 def variants(found: Found) -> Table | None:
@@ -114,7 +118,7 @@ def variants(found: Found) -> Table | None:
 
 
 def notes(found: Found) -> str:
-    """What the columns of `accuracies` mean."""
+    """Explains the columns of `accuracies`."""
     methods = {method: None for method, _ in plain_rows(found)}
     times = ", and how many times faster than iterative pruning"
     text = (
@@ -131,7 +135,7 @@ def notes(found: Found) -> str:
 
 
 def fitness(found: Found) -> str:
-    """How far the masks that K-starts chooses from differ in its fitness."""
+    """How much the masks that K-starts chooses from differ in fitness."""
     lines = []
     for row in plain_rows(found).values():
         if row.get("fitness"):
@@ -140,66 +144,74 @@ def fitness(found: Found) -> str:
                 f"- Fitness of the {every.shape[1]} masks of {row['method']} at "
                 f"{100 * row['sparsity']:g} %: {every.mean():.3f}, standard deviation "
                 f"{every.std(axis=1).mean():.2g}, best {every.max(axis=1).mean():.3f}, "
-                f"worst {every.min(axis=1).mean():.3f}."
+                f"worst {every.min(axis=1).mean():.3f}.\n"
             )
-    return "\n".join([*lines, ""]) if lines else ""
+    return "".join(lines)
 
 
-# Of a pipeline of rounds.
+# Of pruning in rounds.
 
 
-def rounds(found: Found) -> list[Table]:
-    """A table for each level: a line for each measure."""
-    config, runs = found["config"], found["results"]
-    columns = list(itertools.product(config["rounds"], config["fractions"]))
-    tables = []
-    for level in sorted(config["levels"]):
-        cell, lines = _cell(level), []
-        for measure in config["measures"]:
-            cells = [
-                [r for r in runs if _key(r) == (measure, level, fraction, number)]
-                for number, fraction in columns
-            ]
-            if any(cells):
-                lines.append([measure, *map(cell, cells)])
-        titles = [f"{100 * f:g} %, {n} round{'s' * (n > 1)}" for n, f in columns]
-        tables.append(Table([f"pruning {level}", *titles], lines))
-    return tables
-
-
-def _key(run: Row) -> tuple[Any, ...]:
-    return run["measure"], run["level"], run["fraction"], run["rounds"]
-
-
-def _cell(level: str) -> Callable[[Sequence[Row]], str]:
-    def cell(runs: Sequence[Row]) -> str:
-        if not runs:
-            return "not run"
-        text = percent([r["test_accuracy"] for r in runs])
-        if level == "filters":
-            left, _ = mean_and_std([r["parameters"] for r in runs])
-            flops, _ = mean_and_std([r["flops"] for r in runs])
-            text += f"; {left / 1e3:.1f} k; {flops / 1e6:.2g} M"
-            timed = [r["latency"] for r in runs if r["latency"]]
-            if timed:
-                text += f"; {timed[0]['masked'] / timed[0]['small']:.1f}x"
-        return text
-
-    return cell
+def rounds(found: Found) -> list[Table | str]:
+    """The tables and texts on pruning in rounds."""
+    text = "\n".join(verdicts(found)) + "\n"
+    parts = [dense(found), *levels(found), legend(found), text]
+    return [part for part in parts if part]
 
 
 def dense(found: Found) -> str:
     """The dense network's accuracy."""
-    accuracies = [r["test_accuracy"] for r in found["results"] if _is_dense(r)]
-    return f"Dense: {percent(accuracies)}.\n"
+    rows = [r for r in found["results"] if r["measure"] == "dense"]
+    return f"Dense: {percent([r['test_accuracy'] for r in rows])}.\n"
 
 
-def _is_dense(run: Row) -> bool:
-    return run["measure"] == "dense"
+def levels(found: Found) -> list[Table]:
+    """A table for each level: a line for each measure."""
+    config = found["config"]
+    columns = list(itertools.product(config["rounds"], config["fractions"]))
+    titles = [f"{100 * f:g} %, {n} round{'s' * (n > 1)}" for n, f in columns]
+    tables = []
+    for level in sorted(config["levels"]):
+        own = [r for r in found["results"] if r["level"] == level]
+        lines = []
+        for measure in config["measures"]:
+            cells = [
+                [
+                    run
+                    for run in own
+                    if run["measure"] == measure
+                    and (run["rounds"], run["fraction"]) == column
+                ]
+                for column in columns
+            ]
+            if any(cells):
+                lines.append([measure, *map(_cell, cells)])
+        tables.append(Table([f"pruning {level}", *titles], lines))
+    return tables
+
+
+def _cell(runs: Sequence[Row]) -> str:
+    """The accuracy, and the size and the speed-up where filters were removed."""
+    if not runs:
+        return "not run"
+    text = percent([r["test_accuracy"] for r in runs])
+    if runs[0]["level"] == "filters":
+        left, _ = mean_and_std([r["parameters"] for r in runs])
+        flops, _ = mean_and_std([r["flops"] for r in runs])
+        text += f"; {left / 1e3:.1f} k; {flops / 1e6:.2g} M"
+        faster = speed_up(runs)
+        text += "" if faster is None else f"; {faster:.1f}x"
+    return text
+
+
+def speed_up(runs: Sequence[Row]) -> float | None:
+    """The masked network's latency over the small one's, if it was timed."""
+    timed = [run["latency"] for run in runs if run["latency"]]
+    return timed[0]["masked"] / timed[0]["small"] if timed else None
 
 
 def legend(found: Found) -> str:
-    """What the cells of filters' rows hold."""
+    """Explains the cells of filters."""
     if not any(row["latency"] for row in found["results"]):
         return ""
     return (
