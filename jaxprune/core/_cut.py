@@ -1,4 +1,4 @@
-"""Arrays cut out of one vector by kernels that arrays of equal shapes share."""
+"""Slices of a vector, with one compiled kernel per shape."""
 
 import math
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ import jax.numpy as jnp
 def cut(
     vector: jax.Array, starts: Sequence[int], shapes: Sequence[tuple[int, ...]]
 ) -> list[jax.Array]:
-    """Cuts arrays out of a vector, with one kernel for all that have the same shape.
+    """Slices arrays out of a vector, with one kernel for all of the same shape.
 
-    A slice at a known place is a kernel of its own, which takes as long to compile. So
-    barriers hide from XLA where each slice starts, and keep other work out of it.
+    XLA compiles a separate kernel for each slice whose start is known. Barriers hide
+    the starts, and keep XLA from fusing other work into the slices.
     """
     vector = jax.lax.optimization_barrier(vector)
     indices = jax.lax.optimization_barrier([jnp.uint32(start) for start in starts])
@@ -25,7 +25,7 @@ def cut(
 
 
 def entries(array: jax.Array) -> list[jax.Array]:
-    """Cuts an array into its entries along the leading axis."""
+    """Splits an array into its entries along the leading axis."""
     shape = array.shape[1:]
     starts = [i * math.prod(shape) for i in range(len(array))]
     return cut(array.reshape(-1), starts, [shape] * len(array))

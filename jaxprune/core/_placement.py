@@ -26,7 +26,7 @@ def shard_like(array: jax.Array, leaf: Any) -> jax.Array:
 
 
 def placed(leaves: Sequence[Any], arrays: Sequence[np.ndarray]) -> list[jax.Array]:
-    """Puts NumPy arrays where leaves of their sizes are, in the leaves' shapes."""
+    """Puts NumPy arrays on the devices of leaves, and gives them the leaves' shapes."""
     results = []
     for leaf, array in zip(leaves, arrays, strict=True):
         array = jnp.array(array.reshape(np.shape(leaf)))
@@ -36,14 +36,14 @@ def placed(leaves: Sequence[Any], arrays: Sequence[np.ndarray]) -> list[jax.Arra
 
 
 def all_true(leaf: Any) -> jax.Array:
-    """A mask of a leaf's shape, where the leaf is, that keeps everything."""
+    """Returns a mask of all True with the shape and devices of a leaf."""
     if _checks.on_host(leaf):
         return placed([leaf], [np.ones(np.shape(leaf), bool)])[0]
     return jnp.ones_like(leaf, bool)
 
 
 def is_cut(sharding: NamedSharding) -> bool:
-    """Returns whether a type's sharding cuts the array; only Explicit meshes say so."""
+    """Returns whether a type's sharding splits the array, as Explicit meshes state."""
     return any(axis is not None for axis in sharding.spec)
 
 
@@ -60,10 +60,10 @@ def replicate(array: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], jax.Ar
 
 
 def large_or_shared(array: jax.Array) -> bool:
-    """Tells whether an array is to stay where it is, as a whole.
+    """Returns whether an array should not be copied or packed with others.
 
-    An array whose type names no mesh is taken for one that a single device holds: if it
-    is not, results are the same and it is gathered.
+    An array whose type names no mesh is assumed to be on one device. If it is not, the
+    result is the same, but the array is gathered.
     """
     return (
         array.size >= _LARGE
@@ -73,13 +73,13 @@ def large_or_shared(array: jax.Array) -> bool:
 
 
 def most_shards(array: jax.Array) -> int:
-    """How many shards an axis may be cut into by the compiler, on a mesh of Auto."""
+    """Returns the most shards that an axis may be split into on a mesh of Auto axes."""
     mesh = jax.typeof(array).sharding.mesh
     axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
     return math.prod(mesh.shape[name] for name, kind in axes if kind == AxisType.Auto)
 
 
 def spec_of(array: jax.Array) -> tuple[Any, ...]:
-    """An axis name, names or None for every axis: known on Explicit meshes only."""
+    """Lists a name, names or None for every axis, known on Explicit meshes only."""
     spec = tuple(jax.typeof(array).sharding.spec)
     return spec + (None,) * (array.ndim - len(spec))

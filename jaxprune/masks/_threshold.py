@@ -208,7 +208,7 @@ def broadcast_sparsity(
 def best_of_each(
     leaves: list[jax.Array], keep: Wide, eligible: list[jax.Array] | None
 ) -> list[jax.Array]:
-    """Marks the largest entries of each leaf, as many as its count.
+    """Marks the largest entries of each leaf, ``keep`` of them.
 
     Concrete values on one CPU device are ranked in NumPy, which compiles nothing.
     """

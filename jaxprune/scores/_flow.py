@@ -125,8 +125,8 @@ def mean_flow(
 
     References:
       Lubana & Dick, `A Gradient Flow Framework for Analyzing Network Pruning
-      <https://arxiv.org/abs/2009.11839>`_, ICLR 2021; the streaming over minibatches is
-      that of the authors' code.
+      <https://arxiv.org/abs/2009.11839>`_, ICLR 2021, and the authors' code for the
+      sums over minibatches.
     """
     _check_order(order)
     _check_loss(loss_fn)

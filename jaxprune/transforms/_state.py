@@ -159,7 +159,7 @@ def _hides_something(tree: Any) -> bool:
 def _map_hidden(choose: Callable[[Any, Any], Any], tree: Any, full: Any) -> Any:
     """Maps over a tree that hides leaves or subtrees of another.
 
-    With as many leaves, the containers of the two may differ.
+    If both have the same number of leaves, their containers may differ.
     """
     nodes, structure = jax.tree.flatten(tree, is_leaf=is_masked_node)
     leaves = jax.tree.leaves(full)
