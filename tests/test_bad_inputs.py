@@ -17,10 +17,9 @@ import pytest
 import jaxprune as jp
 from jaxprune import measures, structured
 from tests.helpers import normal
-from tests.test_errors import (  # noqa: F401, a fixture
-    _expect,
-    _users_do_not_run_the_type_checker,
-)
+from tests.test_errors import _expect
+
+pytestmark = pytest.mark.usefixtures("no_type_checker")
 
 P = {"dense": normal(0, kernel=(4, 6), bias=(6,))}
 MASK = jax.tree.map(lambda p: jnp.ones_like(p, bool), P)

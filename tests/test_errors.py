@@ -5,7 +5,6 @@ import re
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import optax.contrib
@@ -24,11 +23,7 @@ KEY = jax.random.key(0)
 nan = float("nan")
 
 
-@pytest.fixture(autouse=True)
-def _users_do_not_run_the_type_checker():
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("no_type_checker")
 
 
 def _loss(params, x):

@@ -302,6 +302,7 @@ BAD = {
 }
 
 
+@pytest.mark.usefixtures("no_type_checker")
 @pytest.mark.parametrize("case", BAD.values(), ids=BAD.keys())
 @pytest.mark.parametrize(
     "fn", [jp.summary, lambda p, m: jp.sparsity(m, p)], ids=["summary", "sparsity"]
@@ -330,6 +331,7 @@ def test_no_weights(mask):
         jp.sparsity(mask)
 
 
+@pytest.mark.usefixtures("no_type_checker")
 def test_dtype_is_checked_without_params():
     with pytest.raises(TypeError, match="leaf w is int32"):
         jp.sparsity({"w": jnp.ones((2, 2), jnp.int32)})
