@@ -1,5 +1,7 @@
 """Moving masks and sparse forward passes on MNIST with LeNet-300-100.
 
+AC/DC does not reset momentum. It was measured later than the rest.
+
 Run: python -m experiments.run mnist_dynamic --data.dir=<TFDS folder>
 """
 

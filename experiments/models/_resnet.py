@@ -148,9 +148,10 @@ class Preactivated(nnx.Module):
         self.first = conv(inputs, outputs, 3, how, rngs, strides=strides)
         self.second_norm = batch_norm(outputs, rngs)
         self.second = conv(outputs, outputs, 3, how, rngs)
-        self.shortcut = None
-        if strides > 1 or inputs != outputs:
-            self.shortcut = conv(inputs, outputs, 1, how, rngs, strides=strides)
+        same = strides == 1 and inputs == outputs
+        self.shortcut = (
+            None if same else conv(inputs, outputs, 1, how, rngs, strides=strides)
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         active = nnx.relu(self.first_norm(x))
