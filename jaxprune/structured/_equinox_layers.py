@@ -67,7 +67,9 @@ def _linear(layer: Layer) -> dict[str, Any]:
     outputs, inputs = shape_at(layer, "weight")[-2:]
     agree(layer, outputs, "bias")
     sizes = {"in_features": inputs, "out_features": outputs}
-    return {name: n for name, n in sizes.items() if getattr(layer.module, name) != "scalar"}
+    return {
+        name: n for name, n in sizes.items() if getattr(layer.module, name) != "scalar"
+    }
 
 
 def _conv(layer: Layer) -> dict[str, Any]:
@@ -121,7 +123,9 @@ def _mlp(layer: Layer) -> dict[str, Any]:
             'give all the same size with structured_mask(scope="group")',
         )
     sizes = {"in_size": inputs, "out_size": outputs}
-    found = {name: n for name, n in sizes.items() if getattr(layer.module, name) != "scalar"}
+    found = {
+        name: n for name, n in sizes.items() if getattr(layer.module, name) != "scalar"
+    }
     return {**found, **({"width_size": widths[0]} if widths else {})}
 
 

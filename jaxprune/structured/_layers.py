@@ -26,11 +26,6 @@ class Layer(NamedTuple):
     module: Any
     gone: dict[str, dict[int, np.ndarray]]
 
-    @property
-    def kind(self) -> str:
-        """The layer as messages name it."""
-        return f"{self.name} (a {type(self.module).__name__})"
-
 
 Resize = Callable[[Layer], dict[str, Any]]
 
@@ -64,8 +59,8 @@ class Library(NamedTuple):
 
 def refusal(layer: Layer, problem: str, remedy: str = "") -> TypeError:
     """The error for a layer that would not compute what the small function does."""
-    remedy = f", or {remedy}" if remedy else ""
-    return TypeError(f"{layer.kind}: {problem}. {REMEDY}{remedy}.")
+    kind, remedy = type(layer.module).__name__, f", or {remedy}" if remedy else ""
+    return TypeError(f"{layer.name} is a {kind}: {problem}. {REMEDY}{remedy}.")
 
 
 def array_at(module: Any, path: str) -> Any:
@@ -94,14 +89,12 @@ def no_sizes(layer: Layer) -> dict[str, Any]:
 
 def agree(layer: Layer, size: int | None, *parts: str, axis: int = -1) -> int:
     """The one size of the parts that a layer has; raises if they differ."""
-    for part in parts:
-        array = array_at(layer.module, part)
-        if array is None:
-            continue
-        size = array.shape[axis] if size is None else size
-        check_size(layer, part, array.shape[axis], size)
-    assert size is not None  # The layer was narrowed, so it has one of the parts.
-    return size
+    found = [(part, array_at(layer.module, part)) for part in parts]
+    sizes = [(part, array.shape[axis]) for part, array in found if array is not None]
+    expected = sizes[0][1] if size is None else size
+    for part, own in sizes:
+        check_size(layer, part, own, expected)
+    return expected
 
 
 def check_size(layer: Layer, part: str, size: int, expected: int) -> None:
@@ -143,9 +136,7 @@ def hidden_size(
     for path, axis in (*produced, *read):
         if array_at(layer.module, path) is None:
             continue
-        rows = lost(layer, path, axis).reshape(
-            1 if (path, axis) in read else gates, -1
-        )
+        rows = lost(layer, path, axis).reshape(1 if (path, axis) in read else gates, -1)
         if rows.shape[1] != len(units) or (rows != units).any():
             raise refusal(layer, f"{path} loses other hidden units than its state")
     return int((~units).sum())

@@ -92,13 +92,14 @@ def narrow_module(model: Any, mask: Any, groups: Sequence[Group]) -> Any:
         after[axis - np.ndim(values[path])] = positions
     sizes = _old_sizes(mask, groups, removed, owners)
     modules = library.modules(small)
+    holders = {path: _holder(path, modules) for path in gone}
     for name, module in modules.items():
         layer = Layer(name or "(root)", module, _below(name, gone))
         if layer.gone and type(module) in library.layers:
             for attribute, value in library.layers[type(module)](layer).items():
                 library.assign(module, attribute, value)
         else:
-            own = [path for path in gone if _deepest(path, modules) == name]
+            own = [path for path, holder in holders.items() if holder == name]
             inside = _below(name, arrays)
             _check_other(layer, library, own, _below(name, sizes) if inside else sizes)
     return small
@@ -137,9 +138,9 @@ def _below(name: str, tree: dict[str, _T]) -> dict[str, _T]:
     return {path.removeprefix(start): tree[path] for path in inside}
 
 
-def _deepest(path: str, modules: dict[str, Any]) -> str:
-    """The module that holds an array itself."""
-    return max((n for n in modules if f"{path}/".startswith(f"{n}/") or not n), key=len)
+def _holder(path: str, modules: dict[str, Any]) -> str:
+    """The module that holds an array itself: the deepest one above it."""
+    return max((m for m in modules if not m or path.startswith(f"{m}/")), key=len)
 
 
 def _old_sizes(

@@ -2,9 +2,9 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from flax import nnx
 
 from jaxprune.structured._layers import (
@@ -12,10 +12,10 @@ from jaxprune.structured._layers import (
     Library,
     agree,
     array_at,
+    check_size,
     hidden_size,
     kept_groups,
     lost,
-    no_sizes,
     refusal,
     shape_at,
 )
@@ -31,9 +31,7 @@ def replaced(model: Any, values: dict[str, Any]) -> Any:
     small = nnx.clone(model)
     variables = dict(nnx.to_flat_state(nnx.state(small)))
     paths = {"/".join(map(str, path)): path for path in variables}
-    new = {
-        paths[path]: _with(variables[paths[path]], v) for path, v in values.items()
-    }
+    new = {paths[path]: _with(variables[paths[path]], v) for path, v in values.items()}
     nnx.update(small, nnx.from_flat_state(list(new.items())))
     return small
 
@@ -164,14 +162,16 @@ def _attention(layer: Layer) -> dict[str, Any]:
     if value != key or out[:2] != (heads, dim) or key[2] != dim:
         raise refusal(
             layer,
-            f"its query, key, value and out kernels are now {query}, {key}, {value} and "
-            f"{out}, which in_kv_features, num_heads and head_dim cannot express",
+            f"its query, key, value and out kernels become {query}, {key}, {value} "
+            f"and {out}, which in_kv_features, num_heads and head_dim cannot express",
             'give its groups the same size with structured_mask(scope="group")',
         )
     old = layer.module
     _check_attention_fn(layer, heads, dim)
     if old.cached_key is not None and old.cached_key.shape[-2:] != key[1:]:
-        raise refusal(layer, "its cache has the old sizes", "call init_cache afterwards")
+        raise refusal(
+            layer, "its cache has the old sizes", "call init_cache afterwards"
+        )
     # It divides by the root of the new head_dim, where the masked module does by the
     # root of the old one: the queries make up for it.
     scale = math.sqrt(dim / old.head_dim)
@@ -238,7 +238,7 @@ _LAYERS = {
     ),
 }
 _CONTAINERS = nnx.Bidirectional, nnx.Dict, nnx.List, nnx.RNN, nnx.Sequential
-_BARE = {nnx.GroupNorm: _bare_group_norm}
+_BARE: dict[type, Callable[[Any], tuple[int, ...]]] = {nnx.GroupNorm: _bare_group_norm}
 if hasattr(nnx, "RoPE"):  # From Flax 0.12.9 on.
     _BARE[nnx.RoPE] = _rotary_sizes
 
