@@ -32,31 +32,40 @@ _LIBRARIES = {
 
 
 def narrow_module(model: Any, mask: Any, groups: Sequence[Group]) -> Any:
-    """Removes channels from a Flax NNX module, layer by layer.
+    """Removes channels from a Flax NNX or Equinox module, layer by layer.
 
     The copy has the same layers with fewer features each: arrays are narrowed as in
-    `shrink`, and the layers' numbers (``out_features``, ``num_features``, ...) follow.
-    Norms mean over what they are given, so the module computes what ``shrink(...,
-    mean_width="new")`` does. Code of your own that names a width (a reshape to 32 * 49)
-    is not seen: compare the outputs once with those of `shrink`.
+    `shrink`, and the layers' numbers (``out_features``, ``hidden_features``, ...)
+    follow. Norms average over their new width, so the module computes what
+    ``shrink(..., mean_width="new")`` does; without norms over channels, it computes
+    what the masked module does.
 
-    Linear, Conv (grouped ones lose whole groups), ConvTranspose, Embed, BatchNorm,
-    LayerNorm, RMSNorm, GroupNorm (whole groups) and InstanceNorm can be narrowed.
+    *Layers.* Linear layers (LinearGeneral, Einsum and LoRA too), convolutions (grouped
+    ones lose whole groups), embeddings, norms (group norms lose whole groups),
+    recurrent cells and attention can be narrowed, and ``equinox.nn.MLP`` if its hidden
+    layers keep one size. Attention loses whole heads and, where they can be removed,
+    dimensions of all heads. It then divides by the root of the new head size, so the
+    query's weights are scaled to make up for it.
+
+    *Other modules* are refused if they hold narrowed arrays themselves, or a whole
+    number that was a size of one (``self.hidden = 64``), because their code may use it.
+    A width that is written in the code itself (a reshape to 32 * 49) is not seen:
+    compare the outputs once with those of `shrink`.
 
     Args:
-      model: an ``nnx.Module``; it is left as it is.
-      mask: a concrete tree of bool, True = kept, like the model's state or a part of
-        it.
-      groups: the groups, found for that state: ``nnx.split(model)[1]``, running
-        statistics included, as a State or as a pure dict.
+      model: an ``nnx.Module`` or an ``equinox.Module``; it does not change.
+      mask: a concrete tree of bool, True = kept, like the model's arrays or a part of
+        them.
+      groups: the groups, found for those arrays: ``nnx.split(model)[1]``, running
+        statistics included, as a State or as a pure dict; or
+        ``equinox.partition(model, equinox.is_array)[0]``.
 
     Returns:
       A narrowed copy of the module.
 
     Raises:
-      TypeError: if ``mask`` is not bool, or has no values; or if a narrowed array
-        belongs to a module of another kind (attention, whose scale and heads depend on
-        its width), naming it.
+      TypeError: if ``mask`` is not bool, or has no values; or if a module cannot be
+        narrowed so that it computes the same, naming it.
       ValueError: if ``mask`` removes all channels of a group or has a leaf that the
         model lacks, or if a layer's arrays do not all become narrower (running
         statistics that the groups were found without), naming it.
