@@ -605,7 +605,7 @@ ROWS = {
     "structured.narrow_module: parameters for the module": (
         lambda: structured.narrow_module(T, CHANNELS, GROUPS),
         TypeError,
-        "model must be an nnx.Module; got a dict of 2.*shrink.*narrow",
+        "model must be an nnx.Module or an equinox.Module; got a dict of 2.*narrow",
     ),
     "structured.save: the whole parameters for the small": (
         lambda: structured.save("small.npz", T, CHANNELS, GROUPS),

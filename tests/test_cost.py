@@ -550,7 +550,7 @@ FOLLOWED = {
     ),
     "concatenation with x": (
         lambda a, b, x: x @ jnp.concatenate([a, x.T[:, :8]], 1),
-        Fraction(5, 8),
+        1,
     ),
     "split": (lambda a, b, x: x @ jnp.split(a, 2, axis=1)[1], A),
     "product": (lambda a, b, x: x @ (a * b), A * B),
@@ -639,6 +639,105 @@ def test_activations_are_dense_whatever_scales_them():
         lambda p, x: x @ p["a"] @ p["b"], {"a": W, "b": V}, abstract(10, 8), mask=KEEP
     )
     assert cost.sparse_flops == plain.sparse_flops
+
+
+# Embeddings (10, 8), half of them masked, that four tokens look up; beside each way to
+# look up the FLOPs of its own products that remain.
+
+TOKENS = jax.ShapeDtypeStruct((4,), jnp.int32)
+
+
+def by_scan(emb, tokens):
+    return jax.lax.scan(lambda _, t: (None, emb[t]), None, tokens)[1]
+
+
+def by_loop(emb, tokens):
+    def body(i, rows):
+        row = jax.lax.dynamic_slice(emb, (tokens[i], 0), (1, 8))
+        return jax.lax.dynamic_update_slice(rows, row, (i, 0))
+
+    return jax.lax.fori_loop(0, 4, body, jnp.zeros((4, 8)))
+
+
+def padded(emb, tokens):
+    return emb[jnp.concatenate([jnp.zeros(1, jnp.int32), tokens[1:] % 10])]
+
+
+def one_hot(emb, tokens):
+    return jax.nn.one_hot(tokens, 10) @ emb
+
+
+def with_class_token(emb, tokens):
+    return jnp.concatenate([emb[:1], emb[tokens[1:]]])
+
+
+LOOKUPS = {
+    "index": (lambda emb, t: emb[t], 0),
+    "take": (lambda emb, t: jnp.take(emb, t, axis=0), 0),
+    "take, clipped": (lambda emb, t: jnp.take(emb, t, axis=0, mode="clip"), 0),
+    "transposed": (lambda emb, t: emb.T[:, t].T, 0),
+    "half precision": (lambda emb, t: emb.astype(jnp.bfloat16)[t].astype(F32), 0),
+    "vmap": (lambda emb, t: jax.vmap(lambda t: emb[t])(t), 0),
+    "jit": (lambda emb, t: jax.jit(lambda t: emb[t])(t), 0),
+    "scan": (by_scan, 0),
+    "loop": (by_loop, 0),
+    "padded": (padded, 0),
+    "class token": (with_class_token, 0),
+    "one-hot": (one_hot, 4 * 10 * 8),
+    "best": (lambda emb, t: emb[jnp.argmax(one_hot(emb, t), 1)], 4 * 10 * 8),
+    "cast": (lambda emb, t: jnp.tile(t.astype(F32)[:, None], 8) * emb[:4], 0),
+}
+
+
+@pytest.mark.parametrize("case", LOOKUPS.values(), ids=LOOKUPS.keys())
+def test_a_looked_up_row_is_an_activation(case):
+    look_up, own = case
+
+    def fn(p, tokens):
+        hidden = look_up(p["emb"], tokens)
+        norm = jax.lax.rsqrt((hidden**2).mean(1, keepdims=True) + 1e-6)
+        hidden = jnp.tanh((hidden * norm * p["scale"]) @ p["w"])
+        return hidden @ p["emb"].T  # The head shares the embeddings.
+
+    params = {"emb": abstract(10, 8), "scale": abstract(1, 8), "w": W}
+    mask = {"emb": random_mask((10, 8), 0.5), "w": random_mask((8, 8), 0.25)}
+    mask["scale"] = np.arange(8)[None] < 4
+    cost = jp.cost(fn, params, TOKENS, mask=mask)
+    assert cost.sparse_flops == own + 2 * 4 * 8 * 8 // 4 + 2 * 4 * 8 * 10 // 2
+
+
+def by_counter(p, x, _):
+    body = lambda i, x: x @ jax.lax.dynamic_index_in_dim(p, i, keepdims=False)  # noqa: E731
+    return jax.lax.fori_loop(0, 3, body, x)
+
+
+STILL_WEIGHTS = {
+    "loop over a stack": (by_counter, jnp.int32(1), 3),
+    "loop by a table": (
+        lambda p, x, _: jax.lax.scan(lambda x, i: (x @ p[i], None), x, np.arange(3))[0],
+        jnp.int32(1),
+        3,
+    ),
+    "shuffled": (lambda p, x, _: x @ p[0][:, np.arange(8)[::-1]], jnp.int32(1), 1),
+    "masked": (lambda p, x, m: x @ (p[0] * m), jnp.ones((8, 8), bool), 1),
+    "chosen": (lambda p, x, m: x @ jnp.where(m, p[0], 0), jnp.ones((8, 8), bool), 1),
+    "dropped": (
+        lambda p, x, k: x @ jnp.where(jax.random.bernoulli(k, 0.5, (8, 8)), p[0], 0),
+        jax.random.key(0),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STILL_WEIGHTS.values(), ids=STILL_WEIGHTS.keys())
+def test_what_the_data_does_not_choose_stays_a_weight(case):
+    fn, data, products = case
+    mask = random_mask((3, 8, 8), 0.25)
+    cost = jp.cost(fn, abstract(3, 8, 8), abstract(10, 8), data, mask=mask)
+    assert (cost.flops, cost.sparse_flops) == (
+        products * PRODUCT,
+        products * PRODUCT // 4,
+    )
 
 
 def test_low_rank_factors_multiply_then_are_dense():

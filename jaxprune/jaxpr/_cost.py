@@ -26,11 +26,14 @@ from jaxprune.jaxpr._control import (
 )
 from jaxprune.jaxpr._density import (
     ACTIVE,
+    DATA,
     DENSE,
     ZERO,
     Value,
+    contracted,
     densities,
     forgotten,
+    given,
     joined,
     moved,
     shape_of,
@@ -63,12 +66,16 @@ def cost(fn: Callable[..., Any], params: Any, *inputs: Any, mask: Any = None) ->
     followed through functions with f(0) = 0, products, reshapes, transpositions,
     slices, gathers, concatenations, the stacked weights of a ``scan``, and into every
     nested jaxpr. A sum of two weights has the sum of their densities, at most 1.
-    Anything else computed from weights is dense. So are activations and cotangents,
-    that is, anything computed from a floating input, even when scaled by a masked
-    weight. (Inputs of other dtypes may be masks of weights.) The gradient with respect
-    to a weight is a dense contraction. If both operands come from weights (a low-rank
-    product), their densities multiply, as for independent leaves, and the result is
-    dense.
+    Anything else computed from weights is dense. If both operands come from weights (a
+    low-rank product), their densities multiply, as for independent leaves, and the
+    result is dense.
+
+    *Activations* and cotangents are dense, even when scaled by a masked weight. They
+    are everything that depends on an input: on floats or integers, or on the rows of a
+    weight that an input selects, such as embeddings. Boolean inputs and random keys may
+    be masks of weights: multiplied by them, a weight stays a weight. Arrays that ``fn``
+    closes over are constants. The gradient with respect to a weight is a dense
+    contraction.
 
     Args:
       fn: any traceable function; it is traced, never run.
@@ -108,8 +115,7 @@ def cost(fn: Callable[..., Any], params: Any, *inputs: Any, mask: Any = None) ->
         Value(Fraction(k, size) if size else Fraction(1), object())
         for k, size in zip(kept, sizes, strict=True)
     ]
-    given = jax.tree.leaves(inputs)  # Inputs of other dtypes may be masks.
-    rest = [ACTIVE if _checks.is_floating(leaf) else DENSE for leaf in given]
+    rest = [given(v.aval) for v in jaxpr.invars[len(weights) :]]
     work, _ = _walk(jaxpr, [*weights, *rest])
     return Cost(sum(sizes), sum(kept), work.flops, round(work.sparse))
 
@@ -160,7 +166,7 @@ def _equation(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
     if name in _CONTRACTIONS:
         flops = 2 * _CONTRACTIONS[name](eqn)
         share = math.prod((v.density for v in values[:2]), start=Fraction(1))
-        return _Work(flops, flops * share), [forgotten(values)] * len(eqn.outvars)
+        return _Work(flops, flops * share), [contracted(values)] * len(eqn.outvars)
     if name in _CONTROL:
         return _CONTROL[name](eqn, values)
     if inner_jaxprs(eqn):
@@ -217,8 +223,9 @@ def _scan(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
 
 def _settled(before: Value, after: Value) -> Value:
     """What is known of a carry, given what is known before and after an iteration."""
-    if after is ACTIVE:
-        return ACTIVE
+    for kind in (ACTIVE, DATA):
+        if kind in (before, after):
+            return kind
     kept = after.density <= before.density and (before is not ZERO or after is ZERO)
     return before if kept else DENSE
 
@@ -232,14 +239,13 @@ def _cond(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
 
 
 def _while(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
-    del values
-    return _refuse_work(eqn, "a while_loop")
+    return _refuse_work(eqn, values, "a while_loop")
 
 
 def _pallas_call(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
     grid = eqn.params["grid_mapping"].grid
     if not all(isinstance(n, int | np.integer) for n in grid):
-        return _refuse_work(eqn, "a Pallas kernel with a dynamic grid")
+        return _refuse_work(eqn, values, "a Pallas kernel with a dynamic grid")
     return _repeated(eqn, values, math.prod(map(int, grid)))
 
 
@@ -266,7 +272,8 @@ _CONTROL = {
 
 def _call(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
     """Walks the jaxprs in an equation's parameters, for any primitive."""
-    flops, sparse, outputs = 0, Fraction(0), [DENSE] * len(eqn.outvars)
+    flops, sparse = _NO_WORK
+    outputs = [forgotten(values)] * len(eqn.outvars)
     for jaxpr in inner_jaxprs(eqn):
         same = _ranks(jaxpr.invars) == _ranks(eqn.invars)
         inputs = values if same else [DENSE] * len(jaxpr.invars)
@@ -277,7 +284,9 @@ def _call(eqn: JaxprEqn, values: list[Value]) -> tuple[_Work, list[Value]]:
     return _Work(flops, sparse), outputs
 
 
-def _refuse_work(eqn: JaxprEqn, where: str) -> tuple[_Work, list[Value]]:
+def _refuse_work(
+    eqn: JaxprEqn, values: list[Value], where: str
+) -> tuple[_Work, list[Value]]:
     """Raises if an equation that runs an unknown number of times has work to do."""
     work = [_walk(j, [DENSE] * len(j.invars))[0] for j in inner_jaxprs(eqn)]
     if any(w.flops for w in work):
@@ -286,7 +295,7 @@ def _refuse_work(eqn: JaxprEqn, where: str) -> tuple[_Work, list[Value]]:
             "Write the loop as jax.lax.scan, or as a fori_loop whose bounds are Python "
             "ints; or take cost of the loop's body alone and multiply it."
         )
-    return _NO_WORK, [DENSE] * len(eqn.outvars)
+    return _NO_WORK, [forgotten(values)] * len(eqn.outvars)
 
 
 def _ranks(atoms: Sequence[Any]) -> list[int]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
 from jaxprune.jaxpr._primitives import (
@@ -25,12 +26,9 @@ class Value(NamedTuple):
     support: object
 
 
-DENSE = Value(
-    Fraction(1), None
-)  # Constants, masks, and everything that is not followed.
-ACTIVE = Value(
-    Fraction(1), "active"
-)  # Activations: dense, even when scaled by weights.
+DENSE = Value(Fraction(1), None)  # Constants, whatever is not followed.
+DATA = Value(Fraction(1), "data")  # Inputs that are not floats: indices, masks, keys.
+ACTIVE = Value(Fraction(1), "active")  # Activations: dense, whatever scales them.
 ZERO = Value(Fraction(1), "zero")  # A constant 0: harmless in a sum or a selection.
 
 # They keep the zeros of their first operand.
@@ -48,11 +46,20 @@ _JOINING = ZERO_PRESERVING_BINARY | {"select_n"}
 def densities(eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     """Follows densities through a primitive that is neither contraction nor call."""
     name, count = eqn.primitive.name, len(eqn.outvars)
-    if name in PRODUCTS or name == "broadcast_in_dim":
+    if name in PRODUCTS | QUOTIENTS or name in ("select_n", "broadcast_in_dim"):
         values = [
             DENSE if v is ACTIVE and math.prod(shape_of(atom)) == 1 else v
             for v, atom in zip(values, eqn.invars, strict=True)
-        ]  # One number scales all weights alike.
+        ]  # One number treats all weights alike.
+    if name in ("gather", "dynamic_slice") and {DATA, ACTIVE} & set(values[1:]):
+        return [given(eqn.outvars[0].aval)]  # The data chooses among weights.
+    if name == "convert_element_type" and values[0] is DATA:
+        if _is_integer(eqn.invars[0]):  # Pixels, say; a mask would be of bools.
+            return [given(eqn.outvars[0].aval)]
+    if name in QUOTIENTS | {"select_n"} and ACTIVE in values:
+        return [ACTIVE]
+    if name in QUOTIENTS and values[0] in (DENSE, DATA):
+        return [forgotten(values)]
     if name in _KEEPING or (name == "integer_pow" and eqn.params["y"] > 0):
         return values if len(values) == count else values[:1] * count
     if name == "pad" and values[1] is not ZERO:
@@ -68,44 +75,71 @@ def densities(eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     return [forgotten(values)] * count
 
 
+def given(array: Any) -> Value:
+    """Tells numbers from indices, masks and keys."""
+    return ACTIVE if jnp.issubdtype(array.dtype, jnp.inexact) else DATA
+
+
+def _is_integer(atom: Any) -> bool:
+    return jnp.issubdtype(atom.aval.dtype, jnp.integer)
+
+
 def forgotten(values: Sequence[Value]) -> Value:
     """The result of an operation that is not followed."""
-    return ACTIVE if ACTIVE in values else DENSE
+    if ACTIVE in values:
+        return ACTIVE
+    if DATA in values:
+        return ACTIVE if _weights(values) else DATA
+    return DENSE
+
+
+def contracted(values: Sequence[Value]) -> Value:
+    """The result of a contraction."""
+    return ACTIVE if DATA in values else forgotten(values)
 
 
 def moved(values: Sequence[Value]) -> list[Value]:
     """Keeps the densities, but not the positions of the zeros."""
-    plain = (DENSE, ACTIVE, ZERO)
-    return [v if v in plain else Value(v.density, object()) for v in values]
+    return [Value(v.density, object()) if _weights([v]) else v for v in values]
+
+
+def _weights(values: Sequence[Value]) -> list[Value]:
+    """The values that are computed from weights, one for each support."""
+    plain = (DENSE, DATA, ACTIVE, ZERO)
+    return list({v.support: v for v in values if v not in plain}.values())
 
 
 def _product(values: Sequence[Value]) -> Value:
     if ACTIVE in values:
         return ACTIVE
-    distinct = list({v.support: v for v in values if v is not DENSE}.values())
-    if len(distinct) <= 1:
-        return distinct[0] if distinct else DENSE
-    density = math.prod((v.density for v in distinct), start=Fraction(1))
+    if ZERO in values:
+        return ZERO
+    weights = _weights(values)
+    if len(weights) <= 1:  # Data that multiplies weights is their mask.
+        return weights[0] if weights else forgotten(values)
+    density = math.prod((v.density for v in weights), start=Fraction(1))
     return Value(density, object())
 
 
 def joined(values: Sequence[Value]) -> Value:
+    """The result of an operation that is 0 where all of its operands are."""
     if ACTIVE in values:
         return ACTIVE
-    distinct = list({v.support: v for v in values if v is not ZERO}.values())
-    if len(distinct) <= 1:
-        return distinct[0] if distinct else ZERO
-    density = sum((v.density for v in distinct), Fraction(0))
+    weights = _weights(values)
+    others = [v for v in values if v in (DENSE, DATA)]
+    if not weights:
+        return forgotten(others) if others else ZERO
+    if len(weights) == 1 and not others:
+        return weights[0]
+    density = sum((v.density for v in (*weights, *others)), Fraction(0))
     return Value(min(Fraction(1), density), object())
 
 
 def _mixed(values: Sequence[Value], sizes: Sequence[int]) -> Value:
-    if all(v is ZERO for v in values) or not sum(sizes):
-        return values[0]
-    if all(v is ACTIVE for v in values):
-        return ACTIVE
+    if ACTIVE in values or not _weights(values):
+        return joined(values)
     filled = [v.density * size for v, size in zip(values, sizes, strict=True)]
-    return Value(sum(filled, Fraction(0)) / sum(sizes), object())
+    return Value(sum(filled, Fraction(0)) / max(sum(sizes), 1), object())
 
 
 def shape_of(atom: Any) -> tuple[int, ...]:

@@ -61,7 +61,9 @@ def find_means(body: Body, args: Sequence[Any], kept: Any) -> dict[int, float]:
     return found
 
 
-def _widths(value: Value, axes: Sequence[int], kept: Any) -> tuple[int, int]:
+def _widths(
+    value: Value, axes: Sequence[int | np.integer], kept: Any
+) -> tuple[int, int]:
     rows = [value.labels[axis] for axis in axes]
     old, new = 1, 1
     for row in rows:

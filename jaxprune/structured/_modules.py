@@ -1,49 +1,71 @@
-"""Flax NNX modules at their narrowed sizes: the layers stay layers.
+"""Modules at their narrowed sizes: the layers stay layers.
 
-Each kind of layer that can be narrowed has a line in `_resizers`, which reads its sizes
-off its arrays. Whatever has none is refused: the code of another module may depend on
-its sizes in ways that no attribute tells.
+The table of a library (`jaxprune.structured._nnx_layers`, `_equinox_layers`) holds each
+type of layer that can be narrowed, and how its sizes follow from its arrays. Other
+modules are refused if they hold narrowed arrays, or a number that one of these had as
+its size: their code may depend on it.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import importlib
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from jaxprune.core import _checks
 from jaxprune.structured._groups import Group
-from jaxprune.structured._narrow import removed_positions, without_removed
+from jaxprune.structured._layers import Layer, Library, refusal
+from jaxprune.structured._narrow import (
+    Removed,
+    channels_removed,
+    removed_positions,
+    without_removed,
+)
 
-_REFUSED = "Use shrink, which replays the model's function, or protect its group."
+_T = TypeVar("_T")
+
+_LIBRARIES = {
+    "flax": "jaxprune.structured._nnx_layers",
+    "equinox": "jaxprune.structured._equinox_layers",
+}
 
 
 def narrow_module(model: Any, mask: Any, groups: Sequence[Group]) -> Any:
-    """Removes channels from a Flax NNX module, layer by layer.
+    """Removes channels from a Flax NNX or Equinox module, layer by layer.
 
     The copy has the same layers with fewer features each: arrays are narrowed as in
-    `shrink`, and the layers' numbers (``out_features``, ``num_features``, ...) follow.
-    Norms mean over what they are given, so the module computes what ``shrink(...,
-    mean_width="new")`` does. Code of your own that names a width (a reshape to 32 * 49)
-    is not seen: compare the outputs once with those of `shrink`.
+    `shrink`, and the layers' numbers (``out_features``, ``hidden_features``, ...)
+    follow. Norms average over their new width, so the module computes what
+    ``shrink(..., mean_width="new")`` does; without norms over channels, it computes
+    what the masked module does.
 
-    Linear, Conv (grouped ones lose whole groups), ConvTranspose, Embed, BatchNorm,
-    LayerNorm, RMSNorm, GroupNorm (whole groups) and InstanceNorm can be narrowed.
+    *Layers.* Linear layers (LinearGeneral, Einsum and LoRA too), convolutions (grouped
+    ones lose whole groups), embeddings, norms (group norms lose whole groups),
+    recurrent cells and attention can be narrowed, and ``equinox.nn.MLP`` if its hidden
+    layers keep one size. Attention loses whole heads and, where they can be removed,
+    dimensions of all heads. It then divides by the root of the new head size, so the
+    query's weights are scaled to make up for it.
+
+    *Other modules* are refused if they hold narrowed arrays themselves, or a whole
+    number that was a size of one (``self.hidden = 64``), because their code may use it.
+    A width that is written in the code itself (a reshape to 32 * 49) is not seen:
+    compare the outputs once with those of `shrink`.
 
     Args:
-      model: an ``nnx.Module``; it is left as it is.
-      mask: a concrete tree of bool, True = kept, like the model's state or a part of
-        it.
-      groups: the groups, found for that state: ``nnx.split(model)[1]``, running
-        statistics included, as a State or as a pure dict.
+      model: an ``nnx.Module`` or an ``equinox.Module``; it does not change.
+      mask: a concrete tree of bool, True = kept, like the model's arrays or a part of
+        them.
+      groups: the groups, found for those arrays: ``nnx.split(model)[1]``, running
+        statistics included, as a State or as a pure dict; or
+        ``equinox.partition(model, equinox.is_array)[0]``.
 
     Returns:
       A narrowed copy of the module.
 
     Raises:
-      TypeError: if ``mask`` is not bool, or has no values; or if a narrowed array
-        belongs to a module of another kind (attention, whose scale and heads depend on
-        its width), naming it.
+      TypeError: if ``mask`` is not bool, or has no values; or if a module cannot be
+        narrowed so that it computes the same, naming it.
       ValueError: if ``mask`` removes all channels of a group or has a leaf that the
         model lacks, or if a layer's arrays do not all become narrower (running
         statistics that the groups were found without), naming it.
@@ -63,134 +85,126 @@ def narrow_module(model: Any, mask: Any, groups: Sequence[Group]) -> Any:
       >>> small.layers[0].out_features, small(x).shape
       (2, (10, 2))
     """
-    from flax import nnx
-
-    if not isinstance(model, nnx.Module):
-        raise TypeError(
-            f"model must be an nnx.Module; got {_checks.described(model)}. A function "
-            "and its parameters are for shrink, a tree of parameters for narrow."
-        )
-    small = nnx.clone(model)
-    variables = dict(nnx.to_flat_state(nnx.state(small)))
-    names = {"/".join(map(str, path)): path for path in variables}
+    library = _library(model)
+    arrays = library.arrays(model)
     removed = removed_positions(mask, mask, groups)
     masks = dict(zip(_checks.leaf_paths(mask), jax.tree.leaves(mask), strict=True))
-    owners = {path: _variable(path, names) for path in masks}
-    values = {path: _value(variables[owner]) for path, owner in owners.items()}
+    owners = {path: _owner(path, arrays) for path in masks}
+    values = {path: arrays[owner] for path, owner in owners.items()}
     _checks.check_mask(masks, values)
     found = without_removed(values, masks, removed)
-    new = [(owners[p], _with(variables[owners[p]], found[p])) for p in found]
-    nnx.update(small, nnx.from_flat_state(new))
+    small = library.replaced(model, {owners[path]: found[path] for path in found})
 
-    resizers = _resizers(nnx)
-    narrowed = {owners[path][:-1]: gone for (path, _), gone in removed.items()}
-    for path, module in nnx.iter_modules(small):
-        if path in narrowed:
-            name = "/".join(map(str, path)) or "(root)"
-            if type(module) not in resizers:
-                raise TypeError(
-                    f"{name} is a {type(module).__name__}, of which narrow_module does "
-                    f"not know what depends on its width. {_REFUSED}"
-                )
-            resizers[type(module)](name, module, narrowed[path])
+    gone: dict[str, dict[int, np.ndarray]] = {}
+    for (path, axis), positions in removed.items():
+        after = gone.setdefault(owners[path], {})
+        after[axis - np.ndim(values[path])] = positions
+    sizes = _old_sizes(mask, groups, removed, owners)
+    modules = library.modules(small)
+    holders = {path: _holder(path, modules) for path in gone}
+    for name, module in modules.items():
+        layer = Layer(name or "(root)", module, _below(name, gone))
+        if layer.gone and type(module) in library.layers:
+            for attribute, value in library.layers[type(module)](layer).items():
+                library.assign(module, attribute, value)
+        else:
+            own = [path for path, holder in holders.items() if holder == name]
+            inside = _below(name, arrays)
+            _check_other(layer, library, own, _below(name, sizes) if inside else sizes)
     return small
 
 
-def _variable(path: str, names: dict[str, tuple[Any, ...]]) -> tuple[Any, ...]:
-    """The model's variable that a leaf of its state or of its pure dict is."""
+def _library(model: Any) -> Library:
+    """The library that a model is a module of; it is imported when it is needed."""
+    for base in type(model).__mro__:
+        name = _LIBRARIES.get(_package(base))
+        library = importlib.import_module(name).LIBRARY if name else None
+        if library and isinstance(model, library.module):
+            return library
+    raise TypeError(
+        f"model must be an nnx.Module or an equinox.Module; got "
+        f"{_checks.described(model)}. A function and its parameters are for shrink, a "
+        "tree of parameters for narrow."
+    )
+
+
+def _owner(path: str, arrays: dict[str, Any]) -> str:
+    """The model's array that a leaf of its state or of its pure dict is."""
     for name in (path, path.removesuffix("/value")):
-        if name in names:
-            return names[name]
+        if name in arrays:
+            return name
     raise ValueError(
-        f"The mask has a leaf {path}, but the model has no such variable. Find groups "
-        "and mask for the model's own state, nnx.split(model)[1]."
+        f"The mask has a leaf {path}, but the model has no such array. Find groups and "
+        "mask for the model's own state: nnx.split(model)[1], or "
+        "equinox.partition(model, equinox.is_array)[0]."
     )
 
 
-def _value(leaf: Any) -> Any:
-    """What a variable holds; a plain array is held as it is."""
-    return leaf.get_value() if hasattr(leaf, "get_value") else leaf
+def _below(name: str, tree: dict[str, _T]) -> dict[str, _T]:
+    """What belongs to a module and its submodules, by its path from the module."""
+    start = f"{name}/" if name else ""
+    inside = [path for path in tree if path.startswith(start)]
+    return {path.removeprefix(start): tree[path] for path in inside}
 
 
-def _with(leaf: Any, value: Any) -> Any:
-    return leaf.replace(value) if hasattr(leaf, "get_value") else value
+def _holder(path: str, modules: dict[str, Any]) -> str:
+    """The module that holds an array itself: the deepest one above it."""
+    return max((m for m in modules if not m or path.startswith(f"{m}/")), key=len)
 
 
-def _resizers(nnx: Any) -> dict[type, Callable[[str, Any, np.ndarray], None]]:
-    return {
-        nnx.Linear: _linear,
-        nnx.Conv: _conv,
-        nnx.ConvTranspose: _conv_transpose,
-        nnx.Embed: _embed,
-        nnx.BatchNorm: _norm,
-        nnx.LayerNorm: _norm,
-        nnx.RMSNorm: _norm,
-        nnx.InstanceNorm: _norm,
-        nnx.GroupNorm: _group_norm,
-    }
+def _old_sizes(
+    mask: Any, groups: Sequence[Group], removed: Removed, owners: dict[str, str]
+) -> dict[str, set[int]]:
+    """For every narrowed array: the numbers by which a module may know its old size."""
+    sizes: dict[str, set[int]] = {}
+    for (path, _), positions in removed.items():
+        sizes.setdefault(owners[path], set()).add(len(positions))
+    for group, gone in zip(groups, channels_removed(mask, groups), strict=True):
+        for member in group.members if gone.any() else ():
+            sizes[owners[member.path]].add(group.size)
+    return sizes
 
 
-def _linear(name: str, layer: Any, gone: np.ndarray) -> None:
-    del gone
-    layer.in_features, layer.out_features = layer.kernel.shape[-2:]
-    _agree(name, layer, layer.out_features, "bias")
+def _check_other(
+    layer: Layer, library: Library, own: list[str], sizes: dict[str, set[int]]
+) -> None:
+    """Raises if a module that has no line in the table may depend on a narrowed size.
+
+    Args:
+      layer: the module.
+      library: the library that it belongs to.
+      own: the narrowed arrays that it holds itself.
+      sizes: the old sizes of the narrowed arrays that it could depend on.
+    """
+    kind = type(layer.module)
+    foreign = _package(kind) != _package(library.module)
+    if own or (layer.gone and not foreign and kind not in library.containers):
+        path = (own or list(layer.gone))[0]
+        raise refusal(layer, f"narrow_module does not know what depends on {path}")
+    if kind in library.bare:
+        numbers = {"the number": library.bare[kind](layer.module)}
+    else:
+        numbers = _numbers(layer.module) if foreign else {}
+    for name, values in numbers.items():
+        for path, old in sizes.items():
+            for number in old.intersection(values):
+                raise refusal(
+                    layer,
+                    f"it holds {name} {number}, an old size of {path}, and "
+                    "narrow_module does not know what depends on it",
+                    "let its code read the size from its layers",
+                )
 
 
-def _conv(name: str, layer: Any, gone: np.ndarray) -> None:
-    del gone
-    groups, old = layer.feature_group_count, layer.out_features
-    layer.kernel_shape = layer.kernel.shape[-len(layer.kernel_shape) :]
-    inputs, layer.out_features = layer.kernel_shape[-2:]
-    if groups > 1:  # Whole groups went.
-        groups = layer.out_features * groups // old
-    layer.feature_group_count, layer.in_features = groups, inputs * groups
-    _agree(name, layer, layer.out_features, "bias")
+def _numbers(module: Any) -> dict[str, tuple[int, ...]]:
+    """The whole numbers that a module holds, by attribute."""
+    found = {}
+    for name, value in vars(module).items():
+        values = value if isinstance(value, tuple | list) else (value,)
+        if all(isinstance(n, int | np.integer) for n in values):
+            found[name] = tuple(n for n in values if not isinstance(n, bool))
+    return found
 
 
-def _conv_transpose(name: str, layer: Any, gone: np.ndarray) -> None:
-    del gone
-    layer.kernel_shape = layer.kernel.shape[-len(layer.kernel_shape) :]
-    features = layer.kernel_shape[-2:]
-    layer.in_features, layer.out_features = (
-        features[::-1] if layer.transpose_kernel else features
-    )
-    _agree(name, layer, layer.out_features, "bias")
-
-
-def _embed(name: str, layer: Any, gone: np.ndarray) -> None:
-    del name, gone
-    layer.num_embeddings, layer.features = layer.embedding.shape[-2:]
-
-
-def _norm(name: str, layer: Any, gone: np.ndarray) -> None:
-    del gone
-    parts = "scale", "bias", "mean", "var"
-    layer.num_features = _agree(name, layer, None, *parts)
-
-
-def _group_norm(name: str, layer: Any, gone: np.ndarray) -> None:
-    size = _agree(name, layer, None, "scale", "bias")
-    groups = gone.reshape(layer.num_groups, layer.group_size)
-    if (groups.any(1) != groups.all(1)).any():
-        raise TypeError(
-            f"{name} is a GroupNorm that keeps {size} channels, but not whole groups "
-            f"of {layer.group_size}. {_REFUSED}"
-        )
-    layer.num_groups = size // layer.group_size
-
-
-def _agree(name: str, layer: Any, size: int | None, *parts: str) -> int:
-    """The one size of the parts that a layer has; raises if they differ."""
-    for part in parts:
-        array = getattr(layer, part, None)
-        if array is None:
-            continue
-        size = array.shape[-1] if size is None else size
-        if array.shape[-1] != size:
-            raise ValueError(
-                f"{name}: its {part} has {array.shape[-1]} channels, but the layer now "
-                f"has {size}. Find the groups for the model's whole state, "
-                "nnx.split(model)[1], so that all of its arrays are narrowed."
-            )
-    assert size is not None  # The layer was narrowed, so it has one of the parts.
-    return size
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]

@@ -118,32 +118,6 @@ def test_the_narrow_module_trains_as_its_layers_do():
     assert jax.tree.map(jnp.shape, gradient) == shapes
 
 
-class Attends(nnx.Module):
-    def __init__(self, rngs):
-        self.mlp = nnx.Sequential(
-            nnx.Linear(4, 8, rngs=rngs), nnx.relu, nnx.Linear(8, 4, rngs=rngs)
-        )
-        self.attention = nnx.MultiHeadAttention(2, 4, decode=False, rngs=rngs)
-
-    def __call__(self, x):
-        return self.attention(self.mlp(x))
-
-
-def test_attention_is_refused_and_its_groups_can_be_protected():
-    model, x = Attends(nnx.Rngs(0)), normal(2, 5, 4)
-    fn, state = prepared(model)
-    mask, groups = masked_half(fn, state, x)
-    refused = r"attention/\w+ is a LinearGeneral.* Use shrink"
-    with pytest.raises(TypeError, match=refused):
-        structured.narrow_module(model, mask, groups)
-    heads = [group.name for group in groups if "attention" in str(group.members)]
-    mask, groups = masked_half(fn, state, x, 0.3, protect=heads)
-    small_fn, small = structured.shrink(fn, state, mask, groups)
-    narrow = structured.narrow_module(model, mask, groups)
-    close(narrow(x), small_fn(small, x))
-    assert narrow.mlp.layers[0].out_features < 8
-
-
 def test_modules_and_states_that_do_not_fit_are_refused():
     class Own(nnx.Module):
         def __init__(self, rngs):
