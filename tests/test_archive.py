@@ -62,7 +62,7 @@ def test_every_type_and_rank_comes_back_bit_for_bit(tmp_path, wide):
 
 def test_a_type_without_zero_cannot_be_pruned(tmp_path):
     params = {"w": bits(NO_ZERO, (4,))}
-    with pytest.raises(TypeError, match="leaf w is float8_e8m0fnu, a type without 0"):
+    with pytest.raises(TypeError, match="leaf w is float8_e8m0fnu, a dtype without 0"):
         jp.save_model(tmp_path, lambda p: 1.0, params, mask={"w": np.arange(4) > 0})
 
 
@@ -220,7 +220,7 @@ def test_truncations_and_flipped_bits_are_found(path, writer):
             assert "altered" in str(error) or "format" in str(error)
     assert unseen <= 8  # The padding of the header, if any byte.
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=f"Write it by .*{writer}"):
+    with pytest.raises(FileNotFoundError, match=f"Write it with .*{writer}"):
         read(path)
 
 

@@ -1,4 +1,4 @@
-"""Which axes of each leaf number a layer's inputs."""
+"""The input axes of each leaf: those that a layer sums over."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -11,22 +11,22 @@ from jaxprune.core import _checks
 FLAX = "flax"
 
 Axes: TypeAlias = int | Sequence[int] | Mapping[str, Any] | Any
-"""The axes that number the inputs of a layer, together one row: an integer or several
-for all leaves; a mapping from paths to them, or a tree of them like the parameters, in
-which a leaf without an entry takes no part; or ``"flax"``."""
+"""The input axes: one or more integers for all leaves; a mapping from paths to integers
+or a tree of them like the parameters, where leaves without an entry take no part; or
+``"flax"``, the layout of Flax's kernels."""
 
 
 def check_axes(axis: Any) -> None:
-    """Raises if ``axis`` cannot be one for any tree."""
+    """Raises if ``axis`` is wrong for every tree."""
     if axis is None or (_is_leaf(axis) and axis != FLAX):
         _integers(axis)
 
 
 def axes_of(axis: Any, tree: Any, flags: Sequence[bool] | None = None) -> list[Any]:
-    """One entry a leaf of a tree, as `numbered` takes it.
+    """Lists the entry of each leaf of a tree, as `numbered` takes it.
 
-    None stands for a leaf that takes no part: it has no entry, or is not among those
-    flagged. ``"flax"`` stands for one whose layout is unknown.
+    The entry is None for a leaf that takes no part, because ``axis`` does not name it
+    or it is not flagged, and ``"flax"`` for a leaf of unknown layout.
     """
     check_axes(axis)
     entries, paths = _entries(axis, tree), _checks.leaf_paths(tree)
@@ -63,12 +63,12 @@ def _entries(axis: Any, tree: Any) -> list[Any]:
 
 
 def numbered(entry: Any, path: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """The axes of one leaf in ascending order; raises if it does not have them."""
+    """Reads the axes of one leaf, in ascending order; raises if they do not exist."""
     if isinstance(entry, str) and entry == FLAX:
         raise ValueError(
-            f"The leaf {path} of shape {tuple(shape)} could have its inputs along "
-            "several axes. Pass axis=jp.input_axes(fn, params, x), which knows them, "
-            "or axis=-2 if they are the second to last axis, as in a stack of matrices."
+            f"The leaf {path} of shape {tuple(shape)} could have its inputs along any "
+            "axis. Pass axis=jp.input_axes(fn, params, x), or axis=-2 if the second to "
+            "last axis holds the inputs, as in a stack of matrices."
         )
     axes, known = _integers(entry), range(-len(shape), len(shape))
     if not axes or not all(a in known for a in axes):
@@ -82,14 +82,14 @@ def numbered(entry: Any, path: str, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def flax_axes(path: str, shapes: Mapping[str, Any]) -> int | tuple[int, ...] | None:
-    """The inputs of a kernel as Flax lays it out; None if the shapes do not tell.
+    """The input axes of a Flax kernel, or None if the shapes do not determine them.
 
-    Known are matrices, the kernels of an attention (from that of its output, which has
-    the same heads), and convolutions with a window of equal sides.
+    It knows matrices, the kernels of an attention (the output's kernel beside them has
+    the same heads), and convolutions whose window has equal sides.
 
     Args:
-      path: the leaf's.
-      shapes: of all leaves, by their paths.
+      path: the path of the leaf.
+      shapes: the shapes of all leaves, by path.
     """
     shape = shapes[path]
     rank = len(shape)
@@ -116,7 +116,7 @@ def _integers(entry: Any) -> list[int]:
 
 
 def _is_leaf(entry: Any) -> bool:
-    """Tells whether this is for one leaf, and not a tree."""
+    """Tells whether an entry is one of a leaf, and not a tree."""
     if isinstance(entry, list | tuple):
         return all(isinstance(a, int | np.integer) for a in entry)
     return isinstance(entry, bool | int | float | np.generic | str)

@@ -1,4 +1,4 @@
-"""One number for all leaves, or a tree of numbers with one for each."""
+"""Arguments that are one number for all leaves, or a tree of numbers."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ import jax
 
 
 def is_tree(value: Any) -> bool:
-    """Tells whether a value is a tree of values, and not one."""
+    """Tells whether a value is a tree of values."""
     return jax.tree.structure(value) != jax.tree.structure(0.0)
 
 
 def per_leaf(value: Any, tree: Any, name: str, like: str = "scores") -> list[Any]:
-    """The value for each leaf of a tree: one for all, or those of a tree like it."""
+    """Lists the value of each leaf of a tree."""
     structure = jax.tree.structure(tree)
     if not is_tree(value):
         return [value] * structure.num_leaves

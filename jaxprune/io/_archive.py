@@ -1,9 +1,9 @@
-"""Files of arrays that are whole or not there, and verified when they are read.
+"""Files of arrays: written atomically, and verified when they are read.
 
-A file is in the safetensors format, so that other tools can open it: the length of a
-header, the header in JSON, and the bytes of the tensors. The header's metadata hold a
-specification, which is JSON too, and its SHA-256. The specification says what kind of
-file it is, what the writer has to say, and of every tensor its type, shape and SHA-256.
+A file is in the safetensors format, so other tools can open it: the length of a header,
+the header in JSON, and the bytes of the tensors. The metadata in the header hold a
+specification in JSON and its SHA-256. The specification has the kind of the file, the
+facts of its writer, and the dtype, shape and SHA-256 of every tensor.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-# The types of safetensors that all readers know. Others are stored as plain bytes.
+# The dtypes that all readers of safetensors know. The rest is stored as plain bytes.
 _CODES = {
     "bool": "BOOL",
     "float64": "F64",
@@ -35,22 +35,22 @@ _METADATA = "__metadata__"
 def write(
     path: Path, kind: str, specification: dict[str, Any], tensors: dict[str, np.ndarray]
 ) -> None:
-    """Writes a file, whole or not at all.
+    """Writes a file atomically.
 
     Args:
-      path: where to; an existing file is replaced.
-      kind: the format, with its version.
-      specification: what the writer's reader needs to know, in JSON's types.
-      tensors: arrays by their names.
+      path: the file; an existing one is replaced.
+      kind: the format and its version.
+      specification: the facts of the writer, in JSON's types.
+      tensors: a dict from names to arrays.
 
     Raises:
-      ValueError: if a tensor has the name that the format keeps for itself.
-      FileNotFoundError: if there is no such folder.
+      ValueError: if a tensor has a name that safetensors reserve.
+      FileNotFoundError: if the folder does not exist.
     """
     if _METADATA in tensors:
         raise ValueError(
             f"A safetensors file cannot hold a leaf with the path {_METADATA}. Rename "
-            "it."
+            "the leaf."
         )
     facts = {name: _facts(data) for name, data in tensors.items()}
     words = json.dumps({**specification, "format": kind, "tensors": facts})
@@ -74,19 +74,19 @@ def read(
     """Reads and verifies a file.
 
     Args:
-      path: where it is.
-      kind: the format that is read.
-      writer: the function that writes it, for the errors.
+      path: the file.
+      kind: the expected format and version.
+      writer: the function that writes such files, for error messages.
 
     Returns:
-      The specification, and the tensors by their names.
+      The specification, and a dict from names to tensors.
 
     Raises:
       FileNotFoundError: if there is no file.
       ValueError: if it is truncated, altered, or of another format.
     """
     if not path.exists():
-        raise FileNotFoundError(f"There is no {path}. Write it by jaxprune.{writer}.")
+        raise FileNotFoundError(f"There is no {path}. Write it with jaxprune.{writer}.")
     content = path.read_bytes()
     try:
         start = 8 + int.from_bytes(content[:8], "little")
@@ -109,8 +109,8 @@ def read(
     facts = specification.get("tensors", {})
     if digest(words.encode()) != metadata.get("digest") or facts.keys() - header.keys():
         raise ValueError(
-            f"{path} was altered after {writer} wrote it: its specification is not "
-            "what its digest says."
+            f"{path} was altered after {writer} wrote it: its specification does not "
+            "match its digest."
         )
     tensors = {}
     for name, entry in header.items():
@@ -124,10 +124,10 @@ def read(
 
 
 def altered(path: Path, writer: str, name: str) -> ValueError:
-    """The error that a tensor is not the one that was written."""
+    """The error for a tensor that does not match its digest."""
     return ValueError(
-        f"{path} was altered after {writer} wrote it: the tensor {name} is not what "
-        "its digest says."
+        f"{path} was altered after {writer} wrote it: the tensor {name} does not match "
+        "its digest."
     )
 
 
@@ -148,7 +148,7 @@ def replace(path: Path, chunks: Iterable[Any]) -> None:
 
 
 def digest(data: Any) -> str:
-    """The SHA-256 of some bytes."""
+    """Computes the SHA-256 of bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -161,7 +161,7 @@ def _facts(data: np.ndarray) -> dict[str, Any]:
 
 
 def _entry(facts: dict[str, Any]) -> dict[str, Any]:
-    """A tensor's type and shape in the header."""
+    """The dtype and shape of a tensor in the header."""
     dtype, shape = jnp.dtype(facts["dtype"]), facts["shape"]
     if dtype.name in _CODES:
         return {"dtype": _CODES[dtype.name], "shape": shape}

@@ -1,8 +1,8 @@
-"""Models as files that need no code of ours: a function beside its safetensors.
+"""Models as files that can be used without this library: a function and its weights.
 
-A folder holds two files. ``model.safetensors`` has the leaves, pruned weights exactly
-0, in the layouts of `jaxprune.io._leaves`; its specification has the SHA-256 of the
-other file. ``model.export`` is the function, by ``jax.export``, without any weights.
+A folder holds two files. ``model.safetensors`` has the leaves, in the layouts of
+`jaxprune.io._leaves`; its specification has the SHA-256 of the other file.
+``model.export`` is the function without weights, serialized by ``jax.export``.
 """
 
 import os
@@ -27,8 +27,7 @@ class Model(NamedTuple):
     """A model that `load_model` read.
 
     Attributes:
-      fn: ``fn(params, *inputs)``, compiled for the shapes and platforms it was saved
-        for.
+      fn: ``fn(params, *inputs)``, for the shapes and platforms that were saved.
       params: a dict from paths to arrays.
       mask: a dict from paths to bool arrays, or None if it was saved without one.
     """
@@ -47,33 +46,33 @@ def save_model(
     platforms: Sequence[str] | None = None,
     compress: bool = True,
 ) -> None:
-    """Writes a function and its parameters, sparse or shrunk, to be served elsewhere.
+    """Writes a function and its parameters, sparse or shrunk, for serving.
 
     The folder can be read without the model's code and without this library: the
-    weights are safetensors, and the function is what ``jax.export.deserialize`` takes.
-    It is called with a dict from paths to arrays. The optional package ``flatbuffers``
-    is needed (``pip install jaxprune[deploy]``).
+    weights are safetensors, and ``jax.export.deserialize`` reads the function, which
+    takes a dict from paths to arrays. This needs the optional package ``flatbuffers``
+    (``pip install jaxprune[deploy]``).
 
     A sparse leaf is stored as a bitmask and its remaining values, or, if exactly two of
     every four are kept along an axis, as values and two-bit indices, where that saves
-    space; the other leaves are ordinary tensors. `load_model` returns every leaf bit
-    for bit. The layouts are documented in "Serve a sparse or a shrunk model".
+    space; the remaining leaves are ordinary tensors. `load_model` returns every leaf
+    bit for bit. The page "Serve a sparse or a shrunk model" documents the layouts.
 
     Args:
-      folder: where to; made if it is not there. Its two files are replaced, each whole
-        or not at all.
+      folder: the folder to write, created if necessary. Its two files are replaced,
+        each of them atomically.
       fn: ``fn(params, *inputs)``, any traceable function, such as a model in eval mode
         or the small function of `structured.shrink`.
       params: any pytree of arrays, PRNG keys excepted.
-      *inputs: arrays, or ``jax.ShapeDtypeStruct``, of which shapes and types are read;
-        a dimension may be symbolic (``jax.export.symbolic_shape``), except of a shrunk
+      *inputs: arrays or ``jax.ShapeDtypeStruct``; only shapes and dtypes are read. A
+        dimension may be symbolic (``jax.export.symbolic_shape``), except for a shrunk
         function, whose replay needs numbers.
-      mask: a mask like ``params``; it is applied, and stored. None stores the
-        parameters as they are.
-      platforms: what to compile for, such as ``("cpu", "tpu")``; by default the one in
-        use.
-      compress: False stores every leaf as one ordinary tensor, for tools that know
-        nothing of the sparse layouts.
+      mask: a mask like ``params``, which is applied and stored. None stores the
+        parameters unchanged.
+      platforms: the platforms to compile for, such as ``("cpu", "tpu")``; the current
+        one by default.
+      compress: False stores every leaf as one ordinary tensor, for tools that do not
+        know the sparse layouts.
 
     Returns:
       None.
@@ -81,10 +80,9 @@ def save_model(
     Raises:
       ImportError: if ``flatbuffers`` is not installed.
       ValueError: if ``mask`` does not match ``params``, two leaves share a path, or a
-        leaf is in part on other hosts.
-      TypeError: if the mask is not bool, or a leaf is of a type that could not be
-        loaded again, naming it: a PRNG key, or NumPy's 64-bit types while JAX is set to
-        32 bits.
+        leaf is spread over several hosts.
+      TypeError: if the mask is not bool, or a leaf could not be loaded again: a PRNG
+        key, or a 64-bit NumPy array while JAX is set to 32 bits. The message names it.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp, tempfile
@@ -121,7 +119,7 @@ def save_model(
             kept = np.asarray(kept)
             if _leaves.is_set(data)[~kept].any():
                 raise TypeError(
-                    f"The leaf {name} is {leaf.dtype}, a type without 0, so its mask "
+                    f"The leaf {name} is {leaf.dtype}, a dtype without 0, so its mask "
                     "must keep all of it."
                 )
         layout, parts = _leaves.encode(name, data, kept, compress)
@@ -140,25 +138,24 @@ def save_model(
 
 
 def load_model(folder: str | os.PathLike[str]) -> Model:
-    """Reads what `save_model` wrote, and verifies all of it before anything is used.
+    """Reads a model that `save_model` wrote, and verifies all of it.
 
-    The function and every tensor must have the bytes that they were saved with, the
-    tensors the shapes and types that the function takes, and every weight that the mask
-    prunes must be exactly 0.
+    The function and every tensor must match their digests, the tensors must have the
+    shapes and dtypes that the function takes, and every pruned weight must be 0.
 
     Args:
-      folder: where it is.
+      folder: the folder.
 
     Returns:
-      A `Model`. Its ``fn`` may be called, jitted or not, on the platforms it was saved
-      for; it has no derivative.
+      A `Model`. Its ``fn`` runs on the platforms that it was saved for, jitted or not;
+      it has no derivative.
 
     Raises:
       ImportError: if ``flatbuffers`` is not installed.
-      FileNotFoundError: if a file is not there.
-      ValueError: if a file is truncated, altered, of another kind, or of another model
-        than its neighbor; if a pruned weight is not 0, naming the leaf; or if JAX is
-        set to types too narrow for a leaf.
+      FileNotFoundError: if a file does not exist.
+      ValueError: if a file is truncated, altered, or of another kind; if the two files
+        belong to different models; if a pruned weight is not 0; or if a leaf needs
+        ``jax_enable_x64``.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp, tempfile
@@ -173,8 +170,8 @@ def load_model(folder: str | os.PathLike[str]) -> Model:
     serialized = function.read_bytes()
     if _archive.digest(serialized) != specification["function"]:
         raise ValueError(
-            f"{function} is truncated, altered, or of another model than {weights}. "
-            "Save both again."
+            f"{function} is truncated, altered, or belongs to another model than "
+            f"{weights}. Save the model again."
         )
     exported = jax.export.deserialize(bytearray(serialized))
     params, mask = {}, {}
@@ -187,8 +184,8 @@ def load_model(folder: str | os.PathLike[str]) -> Model:
         mask[name] = jnp.asarray(kept)
         if _leaves.is_set(data)[~kept].any():
             raise ValueError(
-                f"The tensor {name} of {weights} has weights that its mask prunes and "
-                "that are not 0. Apply the mask, and save again."
+                f"The tensor {name} of {weights} has pruned weights that are not 0. "
+                "Apply the mask, and save the model again."
             )
     # A dict's leaves come in the order of their names, ahead of the inputs.
     for name, asked in zip(sorted(params), exported.in_avals, strict=False):
@@ -209,7 +206,7 @@ def _exported(
     inputs: Sequence[Any],
     platforms: Sequence[str] | None,
 ) -> bytes:
-    """The function of a dict from paths to arrays, and of the inputs, serialized."""
+    """Serializes the function of a dict from paths to arrays, and of the inputs."""
 
     def by_path(tensors: dict[str, jax.Array], *inputs: Any) -> Any:
         return fn(jax.tree.unflatten(structure, [tensors[n] for n in names]), *inputs)

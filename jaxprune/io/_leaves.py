@@ -1,15 +1,15 @@
 """Leaves as tensors of a file: dense, a bitmask and values, or two of every four.
 
-Layout ``dense``: the tensor ``PATH``. If it has a mask, also ``PATH::mask``: one bit a
+Layout ``dense``: the tensor ``PATH``. With a mask also ``PATH::mask``: one bit per
 weight in C order, the first in the highest bit of a byte (``numpy.packbits``).
 
 Layout ``bitmask``: ``PATH::mask``, and ``PATH::values``, the entries whose bit is 1 in
 C order. Without a mask the bits mark the entries that are not +0, so -0.0 and NaN are
 values.
 
-Layout ``2:4``: ``PATH::values``, which has the leaf's shape with ``axis`` halved: the
-two entries kept of every four along it, in order. ``PATH::indices`` holds two bits a
-value, its place among the four, packed as a mask is.
+Layout ``2:4``: ``PATH::values`` has the leaf's shape with ``axis`` halved, and holds
+the two entries kept of every four along it, in order. ``PATH::indices`` holds two bits
+per value, its place among the four, packed like a mask.
 """
 
 from collections import Counter
@@ -24,14 +24,14 @@ _WORTHWHILE = 256  # Bytes. The header grows by about as many for every tensor.
 
 
 def check_paths(names: list[str], tree: str) -> None:
-    """Raises if two leaves, or the tensors of two leaves, would share a name."""
+    """Raises if two tensors of the leaves would have the same name."""
     endings = ("", _MASK, _VALUES, _INDICES)
     every = Counter(name + ending for name in names for ending in endings)
     for name in names:
         if every[name] > 1:
             raise ValueError(
-                f"{tree} has more than one leaf with the path {name}, or its parts "
-                "have, so a file could not tell them apart. Rename one."
+                f"{tree} has more than one leaf with the path {name}, or one whose "
+                "path ends like a part of it (::mask, ::values, ::indices). Rename one."
             )
 
 
@@ -41,7 +41,7 @@ def check_same_paths(names: list[str], found: Any, path: Any) -> None:
     Args:
       names: the paths of ``params``.
       found: the paths in the file, or a dict by them.
-      path: of the file.
+      path: the file.
     """
     for name in [*names, *found]:
         if name not in found or name not in names:
@@ -50,14 +50,14 @@ def check_same_paths(names: list[str], found: Any, path: Any) -> None:
 
 
 def to_host(name: str, leaf: Any) -> np.ndarray:
-    """A leaf as a NumPy array that `from_host` can give back; raises if there is none.
+    """Returns a leaf as a NumPy array; raises if `from_host` could not restore it.
 
-    A PRNG key becomes its words.
+    A PRNG key becomes its key data.
     """
     dtype = getattr(leaf, "dtype", None)
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         raise ValueError(
-            f"The leaf {name} lies in part on other hosts. Gather it first "
+            f"The leaf {name} is spread over several hosts. Gather it first "
             "(jax.experimental.multihost_utils.process_allgather)."
         )
     if is_key(dtype) and isinstance(jax.random.key_impl(leaf), str):
@@ -68,20 +68,20 @@ def to_host(name: str, leaf: Any) -> np.ndarray:
     if not known or not np.dtype(dtype).isnative:
         kind = f"a {type(leaf).__name__}" if dtype is None else dtype
         raise TypeError(
-            f"The leaf {name} is {kind}, which is not of one of JAX's types. Split it "
-            "off, or convert it."
+            f"The leaf {name} is {kind}, not an array of one of JAX's dtypes. Convert "
+            "it, or split it off."
         )
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise TypeError(
-            f"The leaf {name} is {dtype}, which JAX would read as "
-            f"{jax.dtypes.canonicalize_dtype(dtype)}. Convert it first, or set "
+            f"The leaf {name} is {dtype}, which JAX would load as "
+            f"{jax.dtypes.canonicalize_dtype(dtype)}. Convert it, or set "
             "jax_enable_x64."
         )
     return np.asarray(leaf)
 
 
 def from_host(name: str, data: np.ndarray, impl: str | None = None) -> jax.Array:
-    """The inverse of `to_host`; ``impl`` is the kind of a PRNG key."""
+    """The inverse of `to_host`; ``impl`` is the implementation of a PRNG key."""
     if jax.dtypes.canonicalize_dtype(data.dtype) != data.dtype:
         raise ValueError(
             f"The leaf {name} is {data.dtype}: set jax_enable_x64 to load it."
@@ -92,7 +92,7 @@ def from_host(name: str, data: np.ndarray, impl: str | None = None) -> jax.Array
 
 
 def is_key(dtype: Any) -> bool:
-    """Tells whether a type is that of PRNG keys."""
+    """Tells whether a dtype is that of PRNG keys."""
     return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
@@ -103,12 +103,12 @@ def encode(
 
     Args:
       name: the leaf's path.
-      data: its entries, +0 where ``mask`` is False.
-      mask: of the same shape, or None.
-      compress: whether the layout may be another than dense.
+      data: the entries; +0 where ``mask`` is False.
+      mask: a mask of the same shape, or None.
+      compress: whether to consider sparse layouts.
 
     Returns:
-      What `decode` needs to know, and tensors by their names.
+      The layout, as `decode` reads it, and a dict from names to tensors.
     """
     kept = is_set(data) if mask is None else mask
     masked = {} if mask is None else {name + _MASK: pack(mask)}
@@ -158,7 +158,7 @@ def is_set(data: np.ndarray) -> np.ndarray:
 
 
 def pack(mask: np.ndarray) -> np.ndarray:
-    """One bit a weight."""
+    """Packs a mask into one bit per weight."""
     return np.packbits(mask.ravel())
 
 

@@ -1,6 +1,6 @@
-"""Masks as files, one bit a weight.
+"""Masks as files, with one bit per weight.
 
-A leaf is a tensor of its bits in C order, the first in the highest bit of a byte.
+Each leaf is a tensor of its bits in C order, the first in the highest bit of a byte.
 """
 
 import os
@@ -19,13 +19,13 @@ _FORMAT = "jaxprune.mask 2"
 
 
 def save_mask(path: str | os.PathLike[str], mask: Any) -> None:
-    """Writes a mask to one file, one bit a weight.
+    """Writes a mask to one file, with one bit per weight.
 
-    The file is written under another name, flushed, and then renamed: at any moment
-    ``path`` holds the old file or the new one, whole.
+    The file is written under a temporary name, flushed, and then renamed, so ``path``
+    is never half written. It is in the safetensors format.
 
     Args:
-      path: where to; an existing file is replaced.
+      path: the file to write; an existing file is replaced.
       mask: a tree of bool, ``True`` = kept.
 
     Returns:
@@ -33,8 +33,8 @@ def save_mask(path: str | os.PathLike[str], mask: Any) -> None:
 
     Raises:
       TypeError: if a leaf is not bool.
-      ValueError: if there are no leaves, if two share a path, or if one lies on other
-        hosts too, naming it.
+      ValueError: if there are no leaves, two of them share a path, or one is spread
+        over several hosts. The message names the leaf.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp, os, tempfile
@@ -61,21 +61,21 @@ def save_mask(path: str | os.PathLike[str], mask: Any) -> None:
 
 
 def load_mask(path: str | os.PathLike[str], params: Any) -> Mask:
-    """Reads a mask, and verifies all of it before anything is returned.
+    """Reads a mask and verifies the whole file.
 
     Args:
       path: a file that `save_mask` wrote.
-      params: the parameters that it is for: arrays, or ``jax.ShapeDtypeStruct`` with or
+      params: the parameters of the mask: arrays, or ``jax.ShapeDtypeStruct`` with or
         without shardings.
 
     Returns:
-      A mask with the structure, shapes and shardings of ``params``; on the default
-      device if they say nothing.
+      A mask with the structure, shapes and shardings of ``params``, on the default
+      device where ``params`` have no sharding.
 
     Raises:
       FileNotFoundError: if there is no file.
-      ValueError: if the file is truncated, altered, or of another kind; or if its
-        leaves are not those of ``params``, in paths or shapes, naming the leaf.
+      ValueError: if the file is truncated, altered, or of another kind, or if its
+        paths or shapes differ from those of ``params``. The message names the leaf.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp, os, tempfile
@@ -95,15 +95,15 @@ def load_mask(path: str | os.PathLike[str], params: Any) -> Mask:
         shape = found[name]
         if tuple(np.shape(like)) != shape:
             raise ValueError(
-                f"The leaf {name} of {path} is {shape}, but of params it is "
-                f"{tuple(np.shape(like))}. Pass the parameters that the mask is for."
+                f"The leaf {name} of {path} is {shape}, but in params it is "
+                f"{tuple(np.shape(like))}. Pass the parameters of this mask."
             )
         masks.append(_placed(_leaves.unpack(tensors[name], shape), like))
     return jax.tree.unflatten(jax.tree.structure(params), masks)
 
 
 def _placed(mask: np.ndarray, like: Any) -> jax.Array:
-    """Puts a mask where a leaf of its shape lies; each host its own part."""
+    """Gives a mask the sharding of a leaf; each host places its own part."""
     sharding = getattr(like, "sharding", None)
     if sharding is None:
         return jnp.asarray(mask)

@@ -248,7 +248,7 @@ def check_concrete(mask: Any, function: str) -> None:
 
 
 def _inputs(axis: Any, params: Any) -> list[Any]:
-    """The axes of each leaf that number inputs, or None where they are unknown."""
+    """The input axes of each leaf, or None where they are unknown."""
     paths, leaves = _checks.leaf_paths(params), jax.tree.leaves(params)
     entries = axes_of(FLAX if axis is None else axis, params)
     if axis is None:
@@ -297,9 +297,9 @@ def _warnings(row: Row, units: int) -> list[str]:
     vectors = len(row.shape) > 1 and name in _SHIFTS
     if row.prunable and row.kept < row.size and (name in _SCALES or vectors):
         found.append(
-            f"{row.path}: a {name} of activations, by its name, is pruned. Leave it "
-            "out with prunable=jp.stacked(pattern) if it is a stack of vectors, or "
-            "with jp.by_path(pattern)."
+            f"{row.path}: it is pruned, but its name says that it is a {name} of "
+            "activations. If it is a stack of vectors, leave it out with "
+            "prunable=jp.stacked(pattern), otherwise with jp.by_path(pattern)."
         )
     return found
 

@@ -48,7 +48,9 @@ def save(
       None.
 
     Raises:
-      TypeError: if a leaf of ``params`` is not an array, or ``mask`` is not bool.
+      TypeError: if a leaf of ``params`` is not an array or could not be loaded again,
+        such as a 64-bit NumPy array while JAX is set to 32 bits, or ``mask`` is not
+        bool.
       ValueError: if ``params`` do not have the shapes that ``mask`` and ``groups``
         leave (the message names the leaf); if two leaves share a path; if a leaf is
         spread over several hosts; or if ``mean_width`` is neither "old" nor "new".

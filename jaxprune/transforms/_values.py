@@ -1,4 +1,4 @@
-"""Numbers that may be schedules, one for all leaves or one a leaf."""
+"""Numbers and schedules, one for all leaves or one for each."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from jaxprune.transforms._state import narrowed
 
 
 def values_at(values: Any, step: jax.Array, params: Any) -> Any:
-    """The numbers at a step, of the leaves that a link sees if there is one a leaf."""
+    """Evaluates a schedule, or a tree of them, narrowed to the leaves of ``params``."""
     if not is_tree(values):
         return value_at(values, step)
     return jax.tree.map(lambda value: value_at(value, step), narrowed(values, params))
