@@ -27,6 +27,9 @@ from jaxprune.masks._n_m import n_m_mask as n_m_mask
 from jaxprune.masks._schedules import exponential_schedule as exponential_schedule
 from jaxprune.masks._schedules import hyperbolic_schedule as hyperbolic_schedule
 from jaxprune.masks._shuffle import shuffle_mask as shuffle_mask
+from jaxprune.masks._sparsities import sparsities as sparsities
+from jaxprune.masks._stacks import stacked as stacked
+from jaxprune.masks._stacks import unstack as unstack
 from jaxprune.masks._summary import Summary as Summary
 from jaxprune.masks._summary import sparsity as sparsity
 from jaxprune.masks._summary import summary as summary

@@ -243,6 +243,21 @@ ROWS = {
         TypeError,
         "axis must be an integer, such as -2.*got None",
     ),
+    "sparsities: pairs for a mapping": (
+        lambda: jp.sparsities(P, [("kernel", 0.5)]),
+        TypeError,
+        "patterns must be a mapping.*got a list of 1",
+    ),
+    "stacked: a function of parameters": (
+        lambda: jp.stacked(jp.matrices),
+        TypeError,
+        "pattern must be a regular expression.*got the function matrices",
+    ),
+    "unstack: a name that no leaf has": (
+        lambda: jp.unstack(P, "layers"),
+        ValueError,
+        "'layers' matches no leaf. The paths are dense/bias, dense/kernel",
+    ),
     "block_mask: one number for a shape": (
         lambda: jp.block_mask(SCORES, 0.5, 2),
         ValueError,

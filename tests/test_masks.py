@@ -99,8 +99,8 @@ def test_every_builder_has_a_row():
 
 def expected_removed(build, sparsity):
     if build is BUILDERS["row_mask"]:  # Of every output, along the inputs.
-        rows = [(SHAPES[name][-2], SIZES[name]) for name in PRUNABLE]
-        return sum(round(sparsity * n) * (size // n) for n, size in rows)
+        outputs = [(SIZES[name], SHAPES[name][-1]) for name in PRUNABLE]
+        return sum(round(sparsity * (n // out)) * out for n, out in outputs)
     if build is BUILDERS["n_m_mask"]:  # Of every eight.
         return sum(round(sparsity * 8) * SIZES[name] // 8 for name in PRUNABLE)
     by_leaf = build in [BUILDERS[name] for name in LAYERWISE]

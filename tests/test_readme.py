@@ -32,7 +32,7 @@ def run(page):
 
 def test_the_readmes_code_runs(capsys):
     count, names = run(ROOT / "README.md")
-    assert count == 5
+    assert count == 6
     assert "0.9" in capsys.readouterr().out
     kept = sum(int(jnp.sum(leaf)) for leaf in names["mask"].values())
     assert kept == 18944 - round(0.9 * 18944)

@@ -18,6 +18,7 @@ from jaxprune.masks import _counting
 SHAPES = {"conv": (3, 3, 2, 8), "dense": (8, 4), "bias": (4,), "scale": ()}
 ULP = 2.0**-22  # Two roundings of a float32.
 PARAMS = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
+INPUTS = {"conv": (0, 1, 2), "dense": (0,)}
 
 
 def random_mask(seed, params=PARAMS):
@@ -154,7 +155,7 @@ def test_sharded_masks(axis_type):
     np.testing.assert_allclose(
         jax.jit(jp.sparsity)(sharded), jp.sparsity(mask), rtol=ULP
     )
-    assert jp.summary(params, sharded) == jp.summary(params, mask)
+    assert jp.summary(params, sharded, axis=-2) == jp.summary(params, mask, axis=-2)
     text = jax.jit(jp.sparsity).lower(sharded).compile().as_text()
     assert "all-reduce" in text and "all-gather" not in text
 
@@ -165,7 +166,7 @@ def test_sharded_masks(axis_type):
 @pytest.mark.parametrize("seed", range(5))
 def test_rows_and_totals(seed):
     mask = random_mask(seed)
-    summary = jp.summary(PARAMS, mask)
+    summary = jp.summary(PARAMS, mask, axis=INPUTS)
     for row, name in zip(summary.rows, sorted(SHAPES), strict=True):
         leaf = np.asarray(mask[name])
         dead = (~leaf.any(axis=tuple(range(leaf.ndim - 1)))).sum() if leaf.ndim else 0
@@ -220,17 +221,60 @@ WARNINGS = {
 def test_warnings(case):
     name, leaf, dead, warnings = case
     mask = jax.tree.map(lambda p: jnp.ones(p.shape, bool), PARAMS) | {name: leaf}
-    summary = jp.summary(PARAMS, mask)
+    summary = jp.summary(PARAMS, mask, axis=INPUTS)
     rows = {row.path: row.dead_units for row in summary.rows}
     assert rows == dict.fromkeys(SHAPES, 0) | {name: dead}
     assert summary.warnings == warnings
     assert str(summary).endswith("\n".join(f"Warning: {w}" for w in warnings))
 
 
+def test_dead_units_are_counted_where_the_layout_is_known():
+    kept = jnp.ones((4, 8), bool).at[1].set(False)  # Dead if a row holds an output.
+    linear = equinox_linear(jnp.zeros((4, 8)), jnp.zeros(4))
+    stack = {"kernel": jnp.zeros((3, 8, 4)), "w": jnp.zeros((8, 4))}
+    for params, mask, axis, warning in [
+        (linear, kept, None, None),
+        (linear, kept, {"weight": 1}, "weight: 1 of 4 units"),
+        (stack, kept.T, None, None),  # A stack or a window: it is not known.
+        (stack, kept.T, {"kernel": 1}, "kernel: 3 of 12 units"),
+        (stack, kept.T, -2, "kernel: 3 of 12 units"),
+        (
+            {"kernel": nnx.Param(jnp.zeros((8, 4)))},
+            kept.T,
+            None,
+            "kernel/value: 1 of 4",
+        ),
+        ({"weight": jnp.zeros((8, 4))}, kept.T, None, None),
+    ]:
+        mask = jax.tree.map(
+            lambda p, m=mask: jnp.broadcast_to(m if p.ndim > 1 else True, p.shape),
+            params,
+        )
+        found = jp.summary(params, mask, axis=axis).warnings
+        assert not found if warning is None else found[0].startswith(warning)
+
+
+def test_pruned_scales_and_stacked_biases_are_named():
+    params = {"norm": {"scale": jnp.ones((4, 8)), "bias": jnp.ones((4, 8))}}
+    params |= {"up": {"kernel": jnp.ones((4, 8, 8)), "bias": jnp.ones((4, 8))}}
+    for prunable, named in [
+        (jp.matrices, ["norm/bias", "norm/scale", "up/bias"]),
+        (jp.by_path("scale"), ["norm/scale"]),
+        (jp.stacked("norm|up"), []),
+    ]:
+        mask = jp.global_mask(
+            jp.random(jax.random.key(0))(params), 0.5, prunable=prunable
+        )
+        warnings = jp.summary(params, mask, prunable=prunable).warnings
+        assert [w.split(":")[0] for w in warnings] == named
+        assert all("stacked(pattern)" in warning for warning in warnings)
+
+
 def test_units_of_a_leaf_that_may_not_be_pruned_are_not_dead():
     mask = jax.tree.map(lambda p: jnp.ones(p.shape, bool), PARAMS)
     mask |= {"conv": dead_units(3)}
-    summary = jp.summary(PARAMS, mask, prunable=jp.by_path("dense"))
+    only = jp.by_path("dense")
+    summary = jp.summary(PARAMS, mask, prunable=only, axis=INPUTS)
     assert summary.warnings == (NOTHING_REMOVED,)
 
 

@@ -15,8 +15,6 @@ from jax.core import Tracer
 
 from jaxprune.core._dtypes import precision_of
 
-_SHOWN = 3  # How many offending leaves a message lists.
-
 
 def path_str(path: tuple[Any, ...]) -> str:
     """Writes a leaf's path as ``layers/0/kernel``, or ``(root)`` for a bare array."""
@@ -117,8 +115,8 @@ def check_like(tree: Any, reference: Any, name: str, reference_name: str) -> Non
         ours, theirs = set(leaf_paths(tree)), set(leaf_paths(reference))
         missing, extra = sorted(theirs - ours), sorted(ours - theirs)
         details = (
-            [f"it lacks {_some(missing)}"] * bool(missing)
-            + [f"it has {_some(extra)} in addition"] * bool(extra)
+            [f"it lacks {some(missing)}"] * bool(missing)
+            + [f"it has {some(extra)} in addition"] * bool(extra)
         ) or [f"it has {structure}, expected {expected}"]
         raise ValueError(
             f"{name} must have the tree structure of {reference_name}: "
@@ -284,7 +282,7 @@ def check_no_nans(tree: Any, name: str) -> None:
     paths = [p for p, nan in zip(leaf_paths(tree), found, strict=True) if nan]
     if paths:
         raise ValueError(
-            f"{name} contain NaN in {_some(paths)}. Look for a loss that overflows or "
+            f"{name} contain NaN in {some(paths)}. Look for a loss that overflows or "
             "divides by zero. To always keep a weight score it inf, and to remove it "
             "first -inf."
         )
@@ -296,7 +294,8 @@ def _has_nan(leaves: list[Any]) -> Any:
     return jnp.stack([jnp.isnan(jnp.max(x, initial=-jnp.inf)) for x in leaves])
 
 
-def _some(paths: list[str]) -> str:
-    listed = ", ".join(paths[:_SHOWN])
-    rest = len(paths) - _SHOWN
+def some(paths: list[str], shown: int = 3) -> str:
+    """Lists the first of several paths."""
+    listed = ", ".join(paths[:shown])
+    rest = len(paths) - shown
     return f"{listed} and {rest} more" if rest > 0 else listed

@@ -4,6 +4,7 @@ They read paths, shapes and dtypes only, so they accept parameters, scores, trac
 ``jax.ShapeDtypeStruct``. They are never called with a mask.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from jaxprune._types import Params, Prunable
 from jaxprune.core import _checks
+from jaxprune.core._axes import FLAX, Axes, axes_of, check_axes, numbered
 
 
 def matrices(params: Params) -> Any:
@@ -57,24 +59,12 @@ def by_path(pattern: str) -> Prunable:
       >>> jp.by_path("^stem/.*kernel")(params)
       {'head': False, 'stem': {'kernel': True}}
     """
-    what = "pattern must be a regular expression to search for in paths"
-    if not isinstance(pattern, str | re.Pattern):
-        raise TypeError(
-            f"{what}, such as 'stem|head'; got {_checks.described(pattern)}."
-        )
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(
-            f"{what}; got {pattern!r}: {error}. To match a path literally, use "
-            "re.escape(path)."
-        ) from error
+    search = compiled(pattern).search
 
     def prunable(params: Params) -> Any:
         return jax.tree_util.tree_map_with_path(
             lambda path, p: (
-                _checks.is_floating(p)
-                and compiled.search(_checks.path_str(path)) is not None
+                _checks.is_floating(p) and search(_checks.path_str(path)) is not None
             ),
             params,
         )
@@ -82,16 +72,33 @@ def by_path(pattern: str) -> Prunable:
     return prunable
 
 
-def divisible_by(m: int | Sequence[int], *, axis: int | Sequence[int] = -2) -> Prunable:
-    """Selects the matrices whose axis length is a multiple of ``m``.
+def compiled(pattern: str) -> re.Pattern[str]:
+    """Compiles a regular expression for paths; raises if it is none."""
+    what = "pattern must be a regular expression to search for in paths"
+    if not isinstance(pattern, str | re.Pattern):
+        raise TypeError(
+            f"{what}, such as 'stem|head'; got {_checks.described(pattern)}."
+        )
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"{what}; got {pattern!r}: {error}. To match a path literally, use "
+            "re.escape(path)."
+        ) from error
+
+
+def divisible_by(m: int | Sequence[int], *, axis: Axes = FLAX) -> Prunable:
+    """Selects the matrices whose inputs can be cut into groups of ``m``.
 
     Use it for N:M and block sparsity. The remaining leaves stay dense, and
     `jaxprune.summary` lists them as not prunable.
 
     Args:
-      m: the size of a group, at least 1, or one size for each axis.
-      axis: the axis, or axes, that must be divisible; -2 is the input axis of Flax
-        kernels.
+      m: the size of a group, at least 1; or one size for each of several axes, for
+        blocks.
+      axis: the input axes, as in `n_m_mask`; together they must be a multiple of ``m``.
+        Leaves without an entry are not selected. With several sizes, the axis of each.
 
     Returns:
       A function ``prunable(params)`` that returns a tree of Python bools.
@@ -109,14 +116,41 @@ def divisible_by(m: int | Sequence[int], *, axis: int | Sequence[int] = -2) -> P
       >>> jp.divisible_by((1, 8), axis=(-2, -1))(params)
       {'body': True, 'stem': True}
     """
-    sizes = (m,) if not isinstance(m, Sequence) else tuple(m)
-    axes = (axis,) if not isinstance(axis, Sequence) else tuple(axis)
-    if len(sizes) != len(axes):
+    if isinstance(m, Sequence) and not isinstance(m, str):
+        return _divisible_into_blocks(m, axis)
+    m = _checks.static_count(m, "m", "weights in a group")
+    check_axes(axis)
+
+    def divides(path: str, shape: tuple[int, ...], axes: Any) -> bool:
+        if axes is None:
+            return False
+        # Of an unknown layout the mask builder will say so.
+        own = numbered(-2 if axes == FLAX else axes, path, shape)
+        return math.prod(shape[i] for i in own) % m == 0
+
+    def prunable(params: Params) -> Any:
+        leaves, structure = jax.tree.flatten(params)
+        paths, flags = _checks.leaf_paths(params), jax.tree.leaves(matrices(params))
+        flags = [
+            flag and divides(path, leaf.shape, axes)
+            for path, leaf, flag, axes in zip(
+                paths, leaves, flags, axes_of(axis, params), strict=True
+            )
+        ]
+        return jax.tree.unflatten(structure, flags)
+
+    return prunable
+
+
+def _divisible_into_blocks(m: Sequence[int], axis: Any) -> Prunable:
+    axis = -2 if axis == FLAX else axis
+    axes = tuple(axis) if isinstance(axis, Sequence) else (axis,)
+    if len(m) != len(axes):
         raise ValueError(
             f"m must have one size for every axis; got m={m} and axis={axis}. For "
             "blocks of the last two axes pass axis=(-2, -1)."
         )
-    sizes = [_checks.static_count(size, "m", "weights in a group") for size in sizes]
+    sizes = [_checks.static_count(size, "m", "weights in a group") for size in m]
     axes = [_checks.check_axis(a) for a in axes]
 
     def divides(p: Any) -> bool:

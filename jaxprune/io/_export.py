@@ -1,16 +1,11 @@
-"""Models as files that need no code of ours: a function beside its safetensors.
+"""Models as files that can be used without this library: a function and its weights.
 
-A folder holds two files. ``model.safetensors`` has one tensor a leaf, named by its
-path, pruned weights exactly 0; of a mask also ``PATH::mask``, one bit a weight; and as
-metadata a specification, JSON with the SHA-256 of every tensor and of the other file.
-``model.export`` is the function, by ``jax.export``, without any weights.
+A folder holds two files. ``model.safetensors`` has the leaves, in the layouts of
+`jaxprune.io._leaves`; its specification has the SHA-256 of the other file.
+``model.export`` is the function without weights, serialized by ``jax.export``.
 """
 
-import hashlib
-import json
 import os
-import uuid
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,27 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.core import _checks
+from jaxprune.io import _archive, _leaves
 from jaxprune.masks._threshold import apply_mask
 
-_FORMAT = "jaxprune model 1"
+_FORMAT = "jaxprune.model 2"
 _WEIGHTS, _FUNCTION = "model.safetensors", "model.export"
-_DTYPES = {
-    "BOOL": "bool",
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
-    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
-}
 
 
 class Model(NamedTuple):
     """A model that `load_model` read.
 
     Attributes:
-      fn: ``fn(params, *inputs)``, compiled for the shapes and platforms it was saved
-        for.
+      fn: ``fn(params, *inputs)``, for the shapes and platforms that were saved.
       params: a dict from paths to arrays.
       mask: a dict from paths to bool arrays, or None if it was saved without one.
     """
@@ -58,35 +44,45 @@ def save_model(
     *inputs: Any,
     mask: Any = None,
     platforms: Sequence[str] | None = None,
+    compress: bool = True,
 ) -> None:
-    """Writes a function and its parameters, sparse or shrunk, to be served elsewhere.
+    """Writes a function and its parameters, sparse or shrunk, for serving.
 
-    What reads the folder needs neither the model's code nor this library: the weights
-    are safetensors, which most frameworks read, and the function is what
-    ``jax.export.deserialize`` takes. It is called with a dict from paths to arrays.
-    The optional package ``safetensors`` is needed (``pip install jaxprune[deploy]``).
+    The folder can be read without the model's code and without this library: the
+    weights are safetensors, and ``jax.export.deserialize`` reads the function, which
+    takes a dict from paths to arrays. This needs the optional package ``flatbuffers``
+    (``pip install jaxprune[deploy]``).
+
+    A sparse leaf is stored as a bitmask and its remaining values, or, if exactly two of
+    every four are kept along an axis, as values and two-bit indices, where that saves
+    space; the remaining leaves are ordinary tensors. `load_model` returns every leaf
+    bit for bit. The page "Serve a sparse or a shrunk model" documents the layouts.
 
     Args:
-      folder: where to; made if it is not there. Its two files are replaced, each whole
-        or not at all.
+      folder: the folder to write, created if necessary. Its two files are replaced,
+        each of them atomically.
       fn: ``fn(params, *inputs)``, any traceable function, such as a model in eval mode
         or the small function of `structured.shrink`.
       params: any pytree of arrays, PRNG keys excepted.
-      *inputs: arrays, or ``jax.ShapeDtypeStruct``, of which shapes and types are read;
-        a dimension may be symbolic (``jax.export.symbolic_shape``), except of a shrunk
+      *inputs: arrays or ``jax.ShapeDtypeStruct``; only shapes and dtypes are read. A
+        dimension may be symbolic (``jax.export.symbolic_shape``), except for a shrunk
         function, whose replay needs numbers.
-      mask: a mask like ``params``; it is applied, and stored. None stores the
-        parameters as they are.
-      platforms: what to compile for, such as ``("cpu", "tpu")``; by default the one in
-        use.
+      mask: a mask like ``params``, which is applied and stored. None stores the
+        parameters unchanged.
+      platforms: the platforms to compile for, such as ``("cpu", "tpu")``; the current
+        one by default.
+      compress: False stores every leaf as one ordinary tensor, for tools that do not
+        know the sparse layouts.
 
     Returns:
       None.
 
     Raises:
-      ImportError: if ``safetensors`` is not installed.
-      ValueError: if ``mask`` does not match ``params``, or two leaves share a path.
-      TypeError: if the mask is not bool, or a leaf is of a type that safetensors lack.
+      ImportError: if ``flatbuffers`` is not installed.
+      ValueError: if ``mask`` does not match ``params``, two leaves share a path, or a
+        leaf is spread over several hosts.
+      TypeError: if the mask is not bool, or a leaf could not be loaded again: a PRNG
+        key, or a 64-bit NumPy array while JAX is set to 32 bits. The message names it.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp, tempfile
@@ -99,8 +95,6 @@ def save_model(
       >>> model.fn(model.params, x)
       Array([[5.]], dtype=float32)
     """
-    from safetensors.numpy import save
-
     _checks.check_callable(fn, "fn", "fn(params, *inputs) -> outputs")
     if isinstance(platforms, str):
         raise TypeError(
@@ -110,67 +104,58 @@ def save_model(
     if mask is not None:
         params = apply_mask(params, mask)
     names = _checks.leaf_paths(params)
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise ValueError(
-            f"params has more than one leaf with the path {repeated[0]}, so a file "
-            "could not tell them apart. Rename one."
-        )
+    _leaves.check_paths(names, "params")
     leaves, structure = jax.tree.flatten(params)
-    for name, leaf in zip(names, leaves, strict=True):
-        dtype = getattr(leaf, "dtype", f"a {type(leaf).__name__}")
-        if str(dtype) not in _DTYPES.values():
+    masks = [None] * len(leaves) if mask is None else jax.tree.leaves(mask)
+    facts, tensors = [], {}
+    for name, leaf, kept in zip(names, leaves, masks, strict=True):
+        if _leaves.is_key(getattr(leaf, "dtype", None)):
             raise TypeError(
-                f"The leaf {name} is {dtype}, which safetensors do not hold. "
-                "Split it off, or convert it (jax.random.key_data for a key)."
+                f"The leaf {name} is {leaf.dtype}, a PRNG key. Split it off, or store "
+                "jax.random.key_data of it."
             )
-
-    def by_path(tensors: dict[str, jax.Array], *inputs: Any) -> Any:
-        return fn(jax.tree.unflatten(structure, [tensors[n] for n in names]), *inputs)
-
-    shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-    exported = jax.export.export(jax.jit(by_path), platforms=platforms)(
-        dict(zip(names, shapes, strict=True)), *inputs
-    )
-    function = bytes(exported.serialize())
-    tensors = {n: np.asarray(leaf) for n, leaf in zip(names, leaves, strict=True)}
-    if mask is not None:
-        bits = [np.packbits(np.asarray(m).ravel()) for m in jax.tree.leaves(mask)]
-        tensors |= {_mask_name(n): b for n, b in zip(names, bits, strict=True)}
+        data = _leaves.to_host(name, leaf)
+        if kept is not None:
+            kept = np.asarray(kept)
+            if _leaves.is_set(data)[~kept].any():
+                raise TypeError(
+                    f"The leaf {name} is {leaf.dtype}, a dtype without 0, so its mask "
+                    "must keep all of it."
+                )
+        layout, parts = _leaves.encode(name, data, kept, compress)
+        facts.append({"path": name, **layout})
+        tensors |= parts
+    function = _exported(fn, names, leaves, structure, inputs, platforms)
     specification = {
-        "format": _FORMAT,
-        "leaves": names,
+        "leaves": facts,
         "masked": mask is not None,
-        "function": hashlib.sha256(function).hexdigest(),
-        "tensors": {name: _digest(data) for name, data in tensors.items()},
+        "function": _archive.digest(function),
     }
     # The weights come last: they name the function that they belong to.
     Path(folder).mkdir(parents=True, exist_ok=True)
-    _replace(Path(folder) / _FUNCTION, function)
-    metadata = {"jaxprune": json.dumps(specification)}
-    tensors = {name: np.ascontiguousarray(data) for name, data in tensors.items()}
-    _replace(Path(folder) / _WEIGHTS, save(tensors, metadata))
+    _archive.replace(Path(folder) / _FUNCTION, [function])
+    _archive.write(Path(folder) / _WEIGHTS, _FORMAT, specification, tensors)
 
 
 def load_model(folder: str | os.PathLike[str]) -> Model:
-    """Reads what `save_model` wrote, and verifies all of it before anything is used.
+    """Reads a model that `save_model` wrote, and verifies all of it.
 
-    The function and every tensor must have the bytes that they were saved with, the
-    tensors the shapes and types that the function takes, and every weight that the mask
-    prunes must be exactly 0.
+    The function and every tensor must match their digests, the tensors must have the
+    shapes and dtypes that the function takes, and every pruned weight must be 0.
 
     Args:
-      folder: where to.
+      folder: the folder.
 
     Returns:
-      A `Model`. Its ``fn`` may be called, jitted or not, on the platforms it was saved
-      for; it has no derivative.
+      A `Model`. Its ``fn`` runs on the platforms that it was saved for, jitted or not;
+      it has no derivative.
 
     Raises:
-      ImportError: if ``safetensors`` is not installed.
-      FileNotFoundError: if a file is not there.
-      ValueError: if a file is truncated, altered, of another kind, or of another model
-        than its neighbour; or if a pruned weight is not 0, naming the leaf.
+      ImportError: if ``flatbuffers`` is not installed.
+      FileNotFoundError: if a file does not exist.
+      ValueError: if a file is truncated, altered, or of another kind; if the two files
+        belong to different models; if a pruned weight is not 0; or if a leaf needs
+        ``jax_enable_x64``.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp, tempfile
@@ -181,91 +166,59 @@ def load_model(folder: str | os.PathLike[str]) -> Model:
       Array([1., 2., 3.], dtype=float32)
     """
     weights, function = Path(folder) / _WEIGHTS, Path(folder) / _FUNCTION
-    specification, tensors = _read(weights)
+    specification, tensors = _archive.read(weights, _FORMAT, "save_model")
     serialized = function.read_bytes()
-    if hashlib.sha256(serialized).hexdigest() != specification["function"]:
+    if _archive.digest(serialized) != specification["function"]:
         raise ValueError(
-            f"{function} is truncated, altered, or of another model than {weights}. "
-            "Save both again."
+            f"{function} is truncated, altered, or belongs to another model than "
+            f"{weights}. Save the model again."
         )
-    for name, digest in specification["tensors"].items():
-        if name not in tensors or _digest(tensors[name]) != digest:
-            raise ValueError(
-                f"{weights} was altered after save_model wrote it: the tensor {name} "
-                "is not what its digest says."
-            )
     exported = jax.export.deserialize(bytearray(serialized))
-    names = specification["leaves"]
-    params = {name: tensors[name] for name in names}
+    params, mask = {}, {}
+    for facts in specification["leaves"]:
+        name = facts["path"]
+        data, kept = _leaves.decode(name, facts, tensors)
+        params[name] = _leaves.from_host(name, data)
+        if not specification["masked"] or kept is None:
+            continue
+        mask[name] = jnp.asarray(kept)
+        if _leaves.is_set(data)[~kept].any():
+            raise ValueError(
+                f"The tensor {name} of {weights} has pruned weights that are not 0. "
+                "Apply the mask, and save the model again."
+            )
     # A dict's leaves come in the order of their names, ahead of the inputs.
-    for name, asked in zip(sorted(names), exported.in_avals, strict=False):
+    for name, asked in zip(sorted(params), exported.in_avals, strict=False):
         got = params[name]
         if (tuple(asked.shape), asked.dtype) != (got.shape, got.dtype):
             raise ValueError(
                 f"The tensor {name} of {weights} is {got.dtype}{list(got.shape)}, but "
                 f"{function} takes {asked.dtype}{list(asked.shape)}."
             )
-    mask = None
-    if specification["masked"]:
-        mask = {n: _unpacked(tensors[_mask_name(n)], params[n]) for n in names}
-        for name, kept in mask.items():
-            if np.any(params[name][~kept] != 0):
-                raise ValueError(
-                    f"The tensor {name} of {weights} has weights that its mask prunes "
-                    "and that are not 0. Apply the mask, and save again."
-                )
-    return Model(exported.call, *jax.tree.map(jnp.asarray, (params, mask)))
+    return Model(exported.call, params, mask if specification["masked"] else None)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Reads a file of tensors, of types that NumPy alone does not know as well."""
-    from safetensors import SafetensorError, deserialize, safe_open
+def _exported(
+    fn: Callable[..., Any],
+    names: list[str],
+    leaves: list[Any],
+    structure: Any,
+    inputs: Sequence[Any],
+    platforms: Sequence[str] | None,
+) -> bytes:
+    """Serializes the function of a dict from paths to arrays, and of the inputs."""
 
-    if not path.exists():
-        raise FileNotFoundError(f"There is no {path}. Write it by jaxprune.save_model.")
+    def by_path(tensors: dict[str, jax.Array], *inputs: Any) -> Any:
+        return fn(jax.tree.unflatten(structure, [tensors[n] for n in names]), *inputs)
+
+    shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+    exported = jax.export.export(jax.jit(by_path), platforms=platforms)(
+        dict(zip(names, shapes, strict=True)), *inputs
+    )
     try:
-        with safe_open(path, "np") as file:
-            metadata = file.metadata() or {}
-        read = json.loads(metadata.get("jaxprune", "{}"))
-        tensors = {}
-        for name, facts in deserialize(path.read_bytes()):
-            dtype = jnp.dtype(_DTYPES[facts["dtype"]])
-            data = np.frombuffer(facts["data"], dtype)
-            tensors[name] = data.reshape(facts["shape"])
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{path} is truncated, altered, or not a file that save_model wrote: "
-            f"{error}"
+        return bytes(exported.serialize())
+    except KeyError as error:
+        raise TypeError(
+            f"jax.export cannot store a function that takes or returns {error}. "
+            "Convert such leaves."
         ) from error
-    if read.get("format") != _FORMAT:
-        raise ValueError(
-            f"{path} is of the format {read.get('format')!r}; this version of jaxprune "
-            f"reads {_FORMAT!r}."
-        )
-    return read, tensors
-
-
-def _mask_name(name: str) -> str:
-    return f"{name}::mask"
-
-
-def _unpacked(bits: np.ndarray, leaf: np.ndarray) -> np.ndarray:
-    return np.unpackbits(bits, count=leaf.size).astype(bool).reshape(leaf.shape)
-
-
-def _digest(data: np.ndarray) -> str:
-    facts = f"{data.dtype}{list(data.shape)}".encode()
-    return hashlib.sha256(facts + data.tobytes()).hexdigest()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with draft.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Reports on a mask: its sparsity as one number, or a table of all leaves."""
 
 import html
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,9 +11,12 @@ import numpy as np
 
 from jaxprune._types import Mask, Params, Prunable
 from jaxprune.core import _checks, _tables, _uint64
+from jaxprune.core._axes import FLAX, Axes, axes_of, numbered
 from jaxprune.core._prunable import matrices, select_prunable
 from jaxprune.masks import _counting
 
+_SCALES = ("scale", "gamma")  # Names of leaves that scale activations, or shift them.
+_SHIFTS = ("bias", "beta", "offset")
 _HEADER = ("path", "shape", "prunable", "kept", "size", "sparsity")
 _WORDS = 3  # The columns of _HEADER before the numbers.
 
@@ -72,20 +76,28 @@ def sparsity(
     return jnp.where(nothing, jnp.float32(1), removed / jnp.float32(size))
 
 
-def summary(params: Params, mask: Mask, *, prunable: Prunable = matrices) -> "Summary":
+def summary(
+    params: Params,
+    mask: Mask,
+    *,
+    prunable: Prunable = matrices,
+    axis: Axes | None = None,
+) -> "Summary":
     """Counts the kept weights of each leaf, and warns of layers that are cut off.
 
     The result prints as a table, and holds exact Python numbers. It warns of leaves
-    that keep no weight (layer collapse) and of dead units: entries of the last axis of
-    a prunable leaf of rank two or more whose incoming weights are all pruned. It also
-    warns if no prunable weight is removed, for example because a training run was
-    shorter than the period ``every`` of `gradual`.
+    that keep no weight (layer collapse), of dead units, the outputs of a layer whose
+    incoming weights are all pruned, and of pruned leaves whose names say that they
+    scale or shift activations. It also warns if no prunable weight is removed, for
+    example because a training run was shorter than the period ``every`` of `gradual`.
 
     Args:
       params: any pytree of arrays, or their ``jax.ShapeDtypeStruct``.
       mask: a concrete tree of bool with the structure and shapes of ``params``, True =
         kept.
       prunable: which leaves may be pruned; the first of the two totals counts these.
+      axis: the input axes, as in `row_mask`, to find dead units. By default they are
+        counted only for leaves called ``kernel``, in Flax's layout.
 
     Returns:
       A `Summary`. In a notebook it is shown as an HTML table.
@@ -115,21 +127,22 @@ def summary(params: Params, mask: Mask, *, prunable: Prunable = matrices) -> "Su
     _checks.check_mask(mask, params)
     check_concrete(mask, "summary")
     flags = select_prunable(params, prunable)
-    leaves = jax.tree.leaves(mask)
-    rows = []
-    for path, leaf, flag, kept, dead in zip(
-        _checks.leaf_paths(mask),
-        leaves,
-        flags,
-        kept_counts(mask),
-        _dead_units(leaves),
-        strict=True,
+    leaves, paths = jax.tree.leaves(mask), _checks.leaf_paths(mask)
+    inputs = [
+        axes if flag else None
+        for axes, flag in zip(_inputs(axis, params), flags, strict=True)
+    ]
+    dead = _dead_units([(m, i) for m, i in zip(leaves, inputs, strict=True) if i])
+    rows, warnings = [], []
+    for path, leaf, flag, kept, axes in zip(
+        paths, leaves, flags, kept_counts(mask), inputs, strict=True
     ):
+        shape = tuple(np.shape(leaf))
         total = _total([(kept, int(np.size(leaf)))])
-        dead_units = dead if flag and np.ndim(leaf) >= 2 else 0
-        rows.append(Row(path, tuple(np.shape(leaf)), flag, *total, dead_units))
+        rows.append(Row(path, shape, flag, *total, dead.pop(0) if axes else 0))
+        units = math.prod(n for i, n in enumerate(shape) if i not in (axes or ()))
+        warnings += _warnings(rows[-1], units)
     prunable_total = _total([(row.kept, row.size) for row in rows if row.prunable])
-    warnings = [warning for row in rows for warning in _warnings(row)]
     if prunable_total.kept == prunable_total.size:
         warnings.append("no prunable weight is removed.")
     return Summary(
@@ -150,8 +163,8 @@ class Row(NamedTuple):
       kept: the number of weights kept.
       size: the number of weights.
       sparsity: the fraction of weights removed; 0.0 for an empty leaf.
-      dead_units: the number of entries of the last axis whose incoming weights are all
-        pruned; 0 for leaves that may not be pruned or have rank 0 or 1.
+      dead_units: the number of outputs whose incoming weights are all pruned; 0 for
+        leaves that may not be pruned or whose input axes are unknown.
     """
 
     path: str
@@ -178,8 +191,8 @@ class Summary(NamedTuple):
       rows: a `Row` for every leaf, in leaf order.
       prunable: the `Total` over the prunable leaves.
       total: the `Total` over all leaves.
-      warnings: a sentence for every leaf that is emptied or has dead units, and if no
-        prunable weight is removed.
+      warnings: a sentence for every leaf that is emptied, has dead units, or is a
+        pruned scale or bias by its name, and if no prunable weight is removed.
     """
 
     rows: tuple[Row, ...]
@@ -234,21 +247,36 @@ def check_concrete(mask: Any, function: str) -> None:
             )
 
 
-def _dead_units(leaves: list[Any]) -> list[int]:
-    """Counts, leaf by leaf, the entries of the last axis that keep no weight."""
+def _inputs(axis: Any, params: Any) -> list[Any]:
+    """The input axes of each leaf, or None where they are unknown."""
+    paths, leaves = _checks.leaf_paths(params), jax.tree.leaves(params)
+    entries = axes_of(FLAX if axis is None else axis, params)
+    if axis is None:
+        kernel = [
+            path.removesuffix("/value").split("/")[-1] == "kernel" for path in paths
+        ]
+        entries = [e if k else None for e, k in zip(entries, kernel, strict=True)]
+    return [
+        None if e in (None, FLAX) or np.ndim(p) < 2 else numbered(e, path, np.shape(p))
+        for e, p, path in zip(entries, leaves, paths, strict=True)
+    ]
+
+
+def _dead_units(masks: list[tuple[Any, tuple[int, ...]]]) -> list[int]:
+    """Counts, leaf by leaf, the outputs that keep no weight of their inputs."""
+    leaves, axes = [m for m, _ in masks], tuple(a for _, a in masks)
     if _checks.on_host(leaves):
-        return [int(_dead(np, np.asarray(leaf))) for leaf in leaves]
-    return [int(n) for n in jax.device_get(_all_dead(leaves))]
+        return [int(_dead(np, np.asarray(leaf), a)) for leaf, a in masks]
+    return [int(n) for n in jax.device_get(_all_dead(leaves, axes))]
 
 
-@jax.jit
-def _all_dead(leaves: list[Any]) -> list[Any]:
-    return [_dead(jnp, leaf) for leaf in leaves]
+@jax.jit(static_argnums=1)
+def _all_dead(leaves: list[Any], axes: tuple[tuple[int, ...], ...]) -> list[Any]:
+    return [_dead(jnp, leaf, a) for leaf, a in zip(leaves, axes, strict=True)]
 
 
-def _dead(numpy: Any, leaf: Any) -> Any:
-    reached = numpy.any(leaf, axis=tuple(range(leaf.ndim - 1)))
-    return numpy.sum(~reached, dtype=numpy.int32)
+def _dead(numpy: Any, leaf: Any, axes: tuple[int, ...]) -> Any:
+    return numpy.sum(~numpy.any(leaf, axis=axes), dtype=numpy.int32)
 
 
 def _total(counts: Sequence[tuple[int, int]]) -> Total:
@@ -256,15 +284,24 @@ def _total(counts: Sequence[tuple[int, int]]) -> Total:
     return Total(kept, size, (size - kept) / size if size else 0.0)
 
 
-def _warnings(row: Row) -> list[str]:
+def _warnings(row: Row, units: int) -> list[str]:
     if row.size and not row.kept:
         return [f"{row.path}: no weight is kept (layer collapse)."]
+    found = []
     if row.dead_units:
-        return [
-            f"{row.path}: {row.dead_units:,} of {row.shape[-1]:,} units have no "
-            "incoming weight left (dead units)."
-        ]
-    return []
+        found.append(
+            f"{row.path}: {row.dead_units:,} of {units:,} units have no incoming "
+            "weight left (dead units)."
+        )
+    name = row.path.removesuffix("/value").split("/")[-1]
+    vectors = len(row.shape) > 1 and name in _SHIFTS
+    if row.prunable and row.kept < row.size and (name in _SCALES or vectors):
+        found.append(
+            f"{row.path}: it is pruned, but its name says that it is a {name} of "
+            "activations. If it is a stack of vectors, leave it out with "
+            "prunable=jp.stacked(pattern), otherwise with jp.by_path(pattern)."
+        )
+    return found
 
 
 def _numbers(row: Row | Total) -> tuple[str, str, str]:

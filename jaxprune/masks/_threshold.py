@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from jaxprune._types import Mask, Numeric, Params, Prunable, Scores
 from jaxprune.core import _checks, _uint64
+from jaxprune.core._per_leaf import per_leaf
 from jaxprune.core._placement import all_true, shard_like
 from jaxprune.core._prunable import matrices, select_prunable
 from jaxprune.core._uint64 import Wide
@@ -93,7 +94,7 @@ def layerwise_mask(
       scores: a tree of floating arrays, larger = keep.
       sparsity: fraction of each leaf removed, in [0, 1): a number for all leaves
         (uniform), or a tree of numbers with the structure of ``scores``, such as `erk`
-        returns. Numbers of leaves that are not prunable are ignored.
+        and `sparsities` return. Numbers of leaves that are not prunable are ignored.
       prunable: which leaves to prune; the remaining leaves are kept whole.
       prior: a mask. Weights that it prunes stay pruned and count toward the sparsity.
 
@@ -189,15 +190,7 @@ def broadcast_sparsity(
     sparsity: PyTree[Numeric], scores: Params, flags: Sequence[bool]
 ) -> list[Any]:
     """Lists the checked sparsity of each prunable leaf."""
-    structure = jax.tree.structure(scores)
-    values = [sparsity] * structure.num_leaves
-    if jax.tree.structure(sparsity) != jax.tree.structure(0.0):
-        if jax.tree.structure(sparsity) != structure:
-            raise ValueError(
-                "sparsity must be a number, or a tree of numbers with the structure of "
-                f"scores, {structure}; got {jax.tree.structure(sparsity)}."
-            )
-        values = jax.tree.leaves(sparsity)
+    values = per_leaf(sparsity, scores, "sparsity")
     pairs = zip(_checks.leaf_paths(scores), values, flags, strict=True)
     for path, value, flag in pairs:
         if flag:

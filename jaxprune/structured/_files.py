@@ -1,8 +1,8 @@
 """Shrunk models as files: parameters with the specification to rebuild the function.
 
 The specification of the archive (`jaxprune.io._archive`) holds ``mean_width`` and, for
-every leaf, its path, its dtype, its shapes before and after, and the kept positions
-along each narrowed axis.
+every leaf, its layout (`jaxprune.io._leaves`), its path, its dtype, its full shape, and
+the kept positions along each narrowed axis.
 """
 
 import os
@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.core import _checks
-from jaxprune.io import _archive
+from jaxprune.io import _archive, _leaves
 from jaxprune.structured._groups import Group, check_arrays
 from jaxprune.structured._narrow import narrow, removed_positions, sharded_like
 from jaxprune.structured._shrink import check_mean_width, small_function
 
-_FORMAT = "jaxprune.structured 1"
+_FORMAT = "jaxprune.structured 2"
 
 
 def save(
@@ -49,7 +48,9 @@ def save(
       None.
 
     Raises:
-      TypeError: if a leaf of ``params`` is not an array, or ``mask`` is not bool.
+      TypeError: if a leaf of ``params`` is not an array or could not be loaded again,
+        such as a 64-bit NumPy array while JAX is set to 32 bits, or ``mask`` is not
+        bool.
       ValueError: if ``params`` do not have the shapes that ``mask`` and ``groups``
         leave (the message names the leaf); if two leaves share a path; if a leaf is
         spread over several hosts; or if ``mean_width`` is neither "old" nor "new".
@@ -64,7 +65,7 @@ def save(
       >>> mask = {"v": jnp.tile(keep[:, None], 2), "w": jnp.tile(keep, (8, 1))}
       >>> _, small_params = jp.structured.shrink(apply_fn, params, mask, groups)
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     path = os.path.join(folder, "small.npz")
+      ...     path = os.path.join(folder, "small.safetensors")
       ...     jp.structured.save(path, small_params, mask, groups)
       ...     small_fn, again = jp.structured.load(path, apply_fn, params)
       >>> jax.tree.map(jnp.shape, again)
@@ -75,8 +76,8 @@ def save(
     removed = removed_positions(mask, mask, groups)
     _checks.check_like(params, narrow(mask, mask, groups), "params", "what mask leaves")
     names = _checks.leaf_paths(params)
-    _archive.check_paths(names, "params")
-    leaves = []
+    _leaves.check_paths(names, "params")
+    facts, tensors = [], {}
     for name, leaf, full in zip(
         names, jax.tree.leaves(params), jax.tree.leaves(mask), strict=True
     ):
@@ -85,17 +86,18 @@ def save(
             for (path_, axis), gone in removed.items()
             if path_ == name
         }
+        layout, parts = _leaves.encode(name, _leaves.to_host(name, leaf))
+        tensors |= parts
         fact = {
             "path": name,
             "dtype": str(leaf.dtype),
-            "impl": jax.random.key_impl(leaf) if _is_key(leaf.dtype) else None,
-            "shape": list(leaf.shape),
+            "impl": jax.random.key_impl(leaf) if _leaves.is_key(leaf.dtype) else None,
             "full_shape": list(full.shape),
             "kept": kept,
         }
-        leaves.append((fact, _data(name, leaf)))
-    specification = {"format": _FORMAT, "mean_width": mean_width}
-    _archive.write(Path(path), specification, leaves)
+        facts.append({**layout, **fact})
+    specification = {"mean_width": mean_width, "leaves": facts}
+    _archive.write(Path(path), _FORMAT, specification, tensors)
 
 
 def load(
@@ -132,7 +134,7 @@ def load(
       >>> groups = jp.structured.channel_groups(apply_fn, params, jnp.ones((10, 8)))
       >>> mask = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     path = os.path.join(folder, "small.npz")
+      ...     path = os.path.join(folder, "small.safetensors")
       ...     jp.structured.save(path, params, mask, groups)
       ...     shapes = jax.eval_shape(lambda: params)  # In a new process, say.
       ...     small_fn, small_params = jp.structured.load(path, apply_fn, shapes)
@@ -140,13 +142,13 @@ def load(
       Array([[32., 32.]], dtype=float32)
     """
     check_arrays(params)
-    mean_width, leaves = _read(Path(path))
-    found = {leaf["path"]: (leaf, data) for leaf, data in leaves}
+    specification, tensors = _archive.read(Path(path), _FORMAT, "save")
+    found = {leaf["path"]: leaf for leaf in specification["leaves"]}
     names = _checks.leaf_paths(params)
-    _archive.check_same_paths(names, found, path)
+    _leaves.check_same_paths(names, found, path)
     small, removed = [], {}
     for name, full in zip(names, jax.tree.leaves(params), strict=True):
-        leaf, data = found[name]
+        leaf = found[name]
         for asked, was, what in (
             (tuple(full.shape), tuple(leaf["full_shape"]), "was"),
             (str(full.dtype), leaf["dtype"], "is"),
@@ -156,49 +158,15 @@ def load(
                     f"The leaf {name} of {path} {what} {was}, but in params it is "
                     f"{asked}. Pass the full parameters, with the dtypes of the file."
                 )
-        small.append(sharded_like(_array(leaf, data), full))
+        data, _ = _leaves.decode(name, leaf, tensors)
+        array = _leaves.from_host(name, data, leaf["impl"])
+        small.append(sharded_like(array, full))
         for axis, kept in leaf["kept"].items():
             gone = np.ones(full.shape[int(axis)], bool)
             gone[kept] = False
             removed[name, int(axis)] = gone
     small_params = jax.tree.unflatten(jax.tree.structure(params), small)
-    return small_function(fn, params, small_params, removed, mean_width), small_params
-
-
-def _data(name: str, leaf: Any) -> np.ndarray:
-    """A leaf's data in a dtype that NumPy can write; the data of a PRNG key."""
-    _archive.check_here(name, leaf)
-    if _is_key(leaf.dtype):
-        leaf = jax.random.key_data(leaf)
-    data = np.asarray(leaf, order="C")
-    return data if data.dtype.isbuiltin == 1 else data.view(_unsigned(data.dtype))
-
-
-def _array(leaf: dict[str, Any], data: np.ndarray) -> jax.Array:
-    """The inverse of `_data`."""
-    if leaf["impl"]:
-        return jax.random.wrap_key_data(jnp.asarray(data), impl=leaf["impl"])
-    wanted = jnp.dtype(leaf["dtype"])
-    if jax.dtypes.canonicalize_dtype(wanted) != wanted:
-        raise ValueError(
-            f"The leaf {leaf['path']} is {wanted}: set jax_enable_x64 to load it."
-        )
-    return jnp.asarray(data if wanted.isbuiltin == 1 else data.view(wanted))
-
-
-def _is_key(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jax.dtypes.prng_key)
-
-
-def _unsigned(dtype: np.dtype) -> np.dtype:
-    return np.dtype(f"uint{8 * dtype.itemsize}")
-
-
-def _read(path: Path) -> tuple[str, list[tuple[dict[str, Any], np.ndarray]]]:
-    """Reads and verifies a file: ``mean_width``, and facts and data of every leaf."""
-    specification, leaves = _archive.read(path, _FORMAT, "save")
-    for leaf, data in leaves:
-        shape = data.shape[: len(leaf["shape"])] if leaf["impl"] else data.shape
-        if list(shape) != leaf["shape"]:
-            raise _archive.altered(path, "save", leaf["path"])
-    return specification["mean_width"], leaves
+    small_fn = small_function(
+        fn, params, small_params, removed, specification["mean_width"]
+    )
+    return small_fn, small_params

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxprune._types import Real
 from jaxprune.core import _checks
+from jaxprune.core._per_leaf import is_tree, per_leaf
 from jaxprune.structured._groups import (
     Group,
     check_arrays,
@@ -26,7 +27,7 @@ def structured_mask(
     group_scores: Sequence[Any],
     groups: Sequence[Group],
     params: Any,
-    sparsity: Real,
+    sparsity: Any,
     *,
     scope: str = "global",
     min_keep: Real = 1,
@@ -45,7 +46,9 @@ def structured_mask(
       group_scores: one concrete array of shape (size,) per group, larger = keep.
       groups: the groups, from `channel_groups`.
       params: the parameters, arrays or ``jax.ShapeDtypeStruct``.
-      sparsity: the fraction of the budget to remove, in [0, 1).
+      sparsity: the fraction of the budget to remove, in [0, 1). With ``scope="group"``
+        and a budget of channels also a tree of fractions like ``params``, such as
+        `sparsities` returns: a group loses the fraction of the leaf it is named after.
       scope: "global" ranks the channels of all groups together; with "group" every
         group loses the same fraction of its channels.
       min_keep: the number of channels that every group keeps at least: a whole number,
@@ -83,7 +86,8 @@ def structured_mask(
       <https://arxiv.org/abs/2009.11839>`_, ICLR 2021: one global order of all filters.
       Their floor protects the last filters of a layer by index; ours the best.
     """
-    _checks.check_sparsity(sparsity)
+    if not is_tree(sparsity):
+        _checks.check_sparsity(sparsity)
     round_to = _checks.static_count(round_to, "round_to", "channels")
     check_arrays(params)
     if scope not in ("global", "group"):
@@ -96,6 +100,12 @@ def structured_mask(
     check_groups(groups)
     _check_members(groups, params)
     _check_protected(groups, protect)
+    by_group = scope == "group" and budget == "channels"
+    if is_tree(sparsity) and not by_group:
+        raise ValueError(
+            'A tree of sparsities needs scope="group" and budget="channels": every '
+            "group loses its own fraction of channels. Pass one number otherwise."
+        )
     scores = _values(group_scores, groups)
     floors = [g.size if g.name in protect else _floor(min_keep, g) for g in groups]
     orders = [np.argsort(-s, kind="stable") for s in scores]  # Best first.
@@ -113,8 +123,11 @@ def structured_mask(
                 places.append(m.index[order[rounded(n, group) :]].ravel())
         return removed
 
-    if scope == "group" and budget == "channels":
-        wanted = [g.size - round(float(sparsity) * g.size) for g in groups]
+    if by_group:
+        shares = _shares(sparsity, groups, params)
+        wanted = [
+            g.size - round(n * g.size) for g, n in zip(groups, shares, strict=True)
+        ]
         return _mask(params, gone([max(n) for n in zip(wanted, floors, strict=True)]))
 
     def keep(taken: int) -> list[int]:
@@ -144,6 +157,22 @@ def structured_mask(
         range(len(queue)), True, key=lambda n: whole - left(n) >= target
     )
     return _mask(params, gone(keep(taken)))
+
+
+def _shares(sparsity: Any, groups: Sequence[Group], params: Any) -> list[float]:
+    """The sparsity of each group: that of the leaf that it is named after."""
+    paths = _checks.leaf_paths(params)
+    values = per_leaf(sparsity, params, "sparsity", "params")
+    of = dict(zip(paths, values, strict=True))
+    for path, value in of.items():
+        _checks.check_sparsity(value, f"sparsity of {path}")
+
+    def leaf(group: Group) -> str:
+        paths = [member.path for member in group.members]
+        named = (p for p in paths if f"{group.name} axis".startswith(f"{p} axis"))
+        return next(named, paths[0])
+
+    return [float(of[leaf(group)]) for group in groups]
 
 
 def _values(group_scores: Sequence[Any], groups: Sequence[Group]) -> list[np.ndarray]:

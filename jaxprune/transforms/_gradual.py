@@ -2,18 +2,21 @@
 
 import jax
 import optax
+from jaxtyping import PyTree
 
 from jaxprune._types import Mask, Params, Prunable, ScoreFn
 from jaxprune.core import _checks
+from jaxprune.core._per_leaf import is_tree
 from jaxprune.core._prunable import matrices
-from jaxprune.masks._threshold import apply_mask, global_mask
+from jaxprune.masks._threshold import apply_mask, global_mask, layerwise_mask
 from jaxprune.scores._from_loss import magnitude
-from jaxprune.transforms._keep_sparse import value_at, zeros_first
+from jaxprune.transforms._keep_sparse import zeros_first
 from jaxprune.transforms._update_mask import updated_mask
+from jaxprune.transforms._values import values_at
 
 
 def gradual(
-    sparsity: optax.ScalarOrSchedule,
+    sparsity: PyTree[optax.ScalarOrSchedule],
     *,
     every: int | jax.Array = 1,
     until: int | jax.Array | None = None,
@@ -30,13 +33,15 @@ def gradual(
 
     The cubic schedule of Zhu & Gupta is ``optax.polynomial_schedule(0.0, s, power=3,
     transition_steps=n)``. They prune each layer to the same sparsity; this link uses
-    one threshold for all leaves. They score the updated parameters; this link scores
-    those before the update, so that other updates need not write them to memory.
+    one threshold for all leaves, unless ``sparsity`` is a tree. They score the updated
+    parameters; this link scores those before the update, so that other updates need not
+    write them to memory.
 
     Args:
       sparsity: fraction of prunable weights removed, in [0, 1): a number, or an optax
         schedule of the number k of the update. The values of a schedule are clipped to
-        [0, 1].
+        [0, 1]. A tree of numbers and schedules like the parameters, such as
+        `sparsities` returns, prunes each leaf to its own sparsity.
       every: updates between mask updates, at least 1. In a training run shorter than
         this (``every=100`` and 95 updates), nothing is pruned; `summary` then warns.
       until: the last update that may change the mask; None for no limit.
@@ -69,8 +74,10 @@ def gradual(
       Zhu & Gupta, `To prune, or not to prune
       <https://arxiv.org/abs/1710.01878>`_, 2017, Section 3.
     """
-    if not callable(sparsity):
-        _checks.check_sparsity(sparsity)
+    for value in jax.tree.leaves(sparsity) or [sparsity]:
+        if not callable(value):
+            _checks.check_sparsity(value)
+    build = layerwise_mask if is_tree(sparsity) else global_mask
     _checks.check_callable(score, "score", "score(params) -> scores")
 
     def pruned(params: Params, mask: Mask, step: jax.Array) -> Mask:
@@ -78,8 +85,7 @@ def gradual(
         scores = score(masked)
         _checks.check_like(scores, params, "scores", "params")
         scores = zeros_first(scores, masked)
-        return global_mask(
-            scores, value_at(sparsity, step), prunable=prunable, prior=mask
-        )
+        values = values_at(sparsity, step, params)
+        return build(scores, values, prunable=prunable, prior=mask)
 
     return updated_mask("gradual", pruned, every, until)

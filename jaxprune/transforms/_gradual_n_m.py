@@ -5,22 +5,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 
 from jaxprune._types import Mask, Params, Prunable, ScoreFn
 from jaxprune.core import _checks
+from jaxprune.core._axes import FLAX, Axes, check_axes
 from jaxprune.core._prunable import matrices
 from jaxprune.masks._n_m import n_m_mask
 from jaxprune.masks._threshold import apply_mask
 from jaxprune.scores._from_loss import magnitude
 from jaxprune.transforms._update_mask import updated_mask
+from jaxprune.transforms._values import values_at
 
 
 def gradual_n_m(
-    n: int | optax.ScalarOrSchedule,
+    n: PyTree[int | optax.ScalarOrSchedule],
     m: int,
     *,
     every: int | jax.Array = 1,
-    axis: int = -2,
+    axis: Axes = FLAX,
     score: ScoreFn = magnitude,
     prunable: Prunable = matrices,
 ) -> optax.GradientTransformationExtraArgs:
@@ -35,15 +38,15 @@ def gradual_n_m(
     Args:
       n: weights kept in each group: a whole number in [0, m], or an optax schedule of
         the number k of the update, whose values are rounded half to even and clipped to
-        [0, m].
+        [0, m]. Also a tree of numbers and schedules like the parameters.
       m: weights in a group, at least 1.
       every: updates between mask updates, at least 1. In a training run shorter than
         this, nothing is pruned.
-      axis: the axis that is divided into groups; -2 is the input axis of Flax kernels.
+      axis: the input axes, as in `n_m_mask`.
       score: ``score(params) -> scores``, larger = keep; it is called with the
         parameters only.
       prunable: which leaves to prune; the remaining leaves are kept whole. Use
-        `divisible_by` to keep leaves dense whose axis is not a multiple of ``m``.
+        `divisible_by` to keep leaves dense whose inputs are not a multiple of ``m``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with a `SparseState`.
@@ -73,15 +76,14 @@ def gradual_n_m(
       Mask <https://arxiv.org/abs/2209.07617>`_, 2022.
     """
     m = _checks.static_count(m, "m", "weights in a group")
-    if not callable(n):
-        n, m = _checks.check_group(n, m)
-    axis = _checks.check_axis(axis)
+    for number in jax.tree.leaves(n):
+        if not callable(number):
+            _checks.check_group(number, m)
+    check_axes(axis)
     _checks.check_callable(score, "score", "score(params) -> scores")
 
     def pruned(params: Params, mask: Mask, step: jax.Array) -> Mask:
-        number: Any = n
-        if callable(n):
-            number = jnp.round(jnp.asarray(n(step))).astype(jnp.int32)
+        number = jax.tree.map(_rounded, values_at(n, step, params))
         scores = score(apply_mask(params, mask))
         _checks.check_like(scores, params, "scores", "params")
         scores = jax.tree.map(lambda s, p: jnp.where(p, s, -jnp.inf), scores, mask)
@@ -89,3 +91,7 @@ def gradual_n_m(
         return jax.tree.map(jnp.logical_and, best, mask)
 
     return updated_mask("gradual_n_m", pruned, every, None)
+
+
+def _rounded(n: Any) -> Any:
+    return n if isinstance(n, int) else jnp.round(jnp.asarray(n)).astype(jnp.int32)
