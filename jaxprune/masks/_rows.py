@@ -32,8 +32,9 @@ def row_mask(
       scores: a tree of floating arrays, larger = keep.
       sparsity: fraction of each row removed, in [0, 1), a Python number.
       axis: the input axes, which together form the row of an output: an axis or several
-        for all leaves, or a mapping from paths to axes, as `input_axes` returns. -2 is
-        the input axis of Flax's dense kernels.
+        for all leaves, or a mapping from paths to axes, as `input_axes` returns. Leaves
+        that a mapping does not name are kept whole. -2 is the input axis of Flax's
+        dense kernels.
       prunable: which leaves to prune; the remaining leaves are kept whole.
 
     Returns:
@@ -65,6 +66,8 @@ def row_mask(
     leaves, structure = jax.tree.flatten(scores)
     masks = []
     paths = _checks.leaf_paths(scores)
+    if isinstance(axis, Mapping):
+        flags = _named(axis, paths, flags)
     for path, leaf, flag in zip(paths, leaves, flags, strict=True):
         if not flag:
             masks.append(all_true(leaf))
@@ -93,13 +96,22 @@ def _each(rows: jax.Array, keep: Wide) -> jax.Array:
     return jax.vmap(lambda row: best_of_all([row], keep)[0])(rows)
 
 
+def _named(
+    axis: Mapping[str, Any], paths: Sequence[str], flags: Sequence[bool]
+) -> list[bool]:
+    """The prunable leaves that a mapping names; raises if it names no leaf."""
+    unknown = [path for path in axis if path not in paths]
+    named = [path in axis and flag for path, flag in zip(paths, flags, strict=True)]
+    if unknown or not any(named):
+        raise ValueError(
+            f"axis has no entry for a prunable leaf, or one for none of {paths[:5]}; "
+            f"it names {list(axis)[:5]}. Pass what input_axes returns."
+        )
+    return named
+
+
 def _axes(axis: Any, path: str, leaf: Any) -> tuple[int, ...]:
     if isinstance(axis, Mapping):
-        if path not in axis:
-            raise ValueError(
-                f"axis has no entry for the leaf {path}; it has {list(axis)[:5]}. Add "
-                "the leaf, or exclude it with prunable=jp.by_path(pattern)."
-            )
         axis = axis[path]
     several = isinstance(axis, Sequence) and not isinstance(axis, str)
     axes = [_checks.check_axis(a) for a in (axis if several else [axis])]

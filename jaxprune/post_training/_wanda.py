@@ -1,6 +1,6 @@
 """Wanda: a weight's size times the norm of the input that it multiplies."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from jaxprune.core._dtypes import upcast_half
 from jaxprune.core._placement import shard_like
 from jaxprune.core._prunable import matrices, select_prunable
 from jaxprune.post_training._capture import Capture, Layout
+from jaxprune.post_training._layers import products
 
 
 def wanda(fn: Callable[..., Any], *, prunable: Prunable = matrices) -> ScoreFn:
@@ -69,9 +70,9 @@ def wanda(fn: Callable[..., Any], *, prunable: Prunable = matrices) -> ScoreFn:
     def score(params: Params, *inputs: Any) -> Scores:
         _checks.check_floating(params, "params")
         flags = select_prunable(params, prunable)
-        capture = Capture(params, _squares, flags.__getitem__)
+        capture = Capture(params, squares, flags)
         totals = capture(fn, params, inputs)
-        check_found(capture, flags)
+        products(capture, flags)
         leaves, structure = jax.tree.flatten(params)
         scores = [jnp.abs(w) for w in jax.tree.leaves(upcast_half(params))]
         for leaf, total in totals.items():
@@ -113,37 +114,17 @@ def input_axes(
       {'query': (0,)}
     """
     _checks.check_floating(params, "params")
-    capture = layouts_of(fn, params, inputs, select_prunable(params, prunable))
-    return {capture.paths[i]: found.inputs for i, found in capture.layouts.items()}
+    flags = select_prunable(params, prunable)
+    capture = Capture(params, squares, flags)
+    jax.eval_shape(lambda p, xs: capture(fn, p, xs), params, inputs)
+    found = capture.layouts
+    return {capture.paths[i]: found[i].inputs for i in products(capture, flags)}
 
 
-def layouts_of(
-    fn: Callable[..., Any], params: Any, inputs: Iterable[Any], flags: list[bool]
-) -> Capture:
-    """A capture that ran on shapes only: it knows the layouts of the flagged leaves."""
-    capture = Capture(params, _squares, flags.__getitem__)
-    jax.eval_shape(lambda p, xs: capture(fn, p, xs), params, tuple(inputs))
-    return capture
-
-
-def check_found(capture: Capture, flags: list[bool]) -> None:
-    """Raises if a prunable leaf is in no product."""
-    missing = [
-        path
-        for i, (path, flag) in enumerate(zip(capture.paths, flags, strict=True))
-        if flag and i not in capture.layouts
-    ]
-    if missing:
-        raise ValueError(
-            f"No inputs were found for the prunable leaves {missing}: they are in no "
-            "matrix product or ungrouped convolution, or are sliced or otherwise "
-            "changed before it (embeddings are looked up). Leave them out with "
-            "prunable=jp.by_path(pattern)."
-        )
-
-
-def _squares(x: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.square(x), axis=1)
+def squares(x: jax.Array, batch: int, inputs: int) -> jax.Array:
+    """The squared norm of every input."""
+    total = jnp.sum(jnp.square(x), axis=range(batch, x.ndim - inputs))
+    return total.reshape(*total.shape[:batch], -1)
 
 
 def _like_leaf(total: jax.Array, layout: Layout, shape: tuple[int, ...]) -> jax.Array:
