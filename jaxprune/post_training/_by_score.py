@@ -15,11 +15,42 @@ from jaxprune.post_training._layers import Matrix, Rule, prune_layers
 from jaxprune.post_training._wanda import squares
 
 Method = Callable[..., tuple[Params, Mask]]
-"""``method(fn, params, batches, *, sparsity, n_m, prior, prunable) -> (params, mask)``."""
+"""``method(fn, params, batches, *, sparsity, n_m, prior, prunable)``."""
 
 
 def by_score(score: Callable[..., Any]) -> Method:
-    """Makes a post-training method of a score: no remaining weight changes."""
+    r"""Makes a post-training method of a score; remaining weights do not change.
+
+    Every output keeps its best weights, or n of every m consecutive inputs. A score
+    that sees inputs is given each layer as a function of its own, ``x @ weights.T``,
+    and one token: the norms :math:`\lVert X_j \rVert_2` of the layer's inputs over all
+    batches. So one vector a layer is all that is kept of the data, and the result is
+    exact for scores that see no more of the inputs than their norms.
+
+    Args:
+      score: a builder whose first parameter is ``fn``, such as `wanda` or `ria`, or a
+        score of the weights alone, such as `magnitude`. It is called with one matrix
+        (outputs, inputs), float32.
+
+    Returns:
+      ``method(fn, params, batches, *, sparsity=None, n_m=None, prior=None,
+      prunable=None) -> (params, mask)``, with the arguments of `sparse_gpt`. Of the n
+      weights of each output, ``round(sparsity * n)`` are removed. Layers whose inputs
+      were always 0 are pruned by magnitude, with a warning.
+
+    Raises:
+      TypeError: if ``score`` cannot be called.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> wanda = jp.by_score(jp.wanda)
+      >>> params = {"w": jnp.array([[1.0, -2.0], [3.0, 1.0]])}
+      >>> batches = [jnp.array([[4.0, 1.0]]), jnp.array([[3.0, 1.0]])]
+      >>> params, mask = wanda(lambda p, x: x @ p["w"], params, batches, sparsity=0.5)
+      >>> params["w"]
+      Array([[ 1., -2.],
+             [ 0.,  0.]], dtype=float32)
+    """
     _checks.check_callable(score, "score", "score(params), or a builder as jp.wanda")
     sees_inputs = next(iter(inspect.signature(score).parameters), None) == "fn"
 

@@ -77,31 +77,20 @@ def prune_layers(
     prunable: Prunable | None,
     start: Mask | None = None,
 ) -> tuple[Params, Mask]:
-    """Prunes every prunable leaf with a rule, from one pass over the batches."""
-    _checks.check_callable(fn, "fn", "fn(params, batch) -> outputs")
+    """Prunes every prunable leaf with a rule, from one pass over the batches.
+
+    What ``prior`` prunes, and weights that are 0 already, stay 0 and count as removed.
+    """
     _checks.check_floating(params, "params")
-    _checks.check_batches(batches)
     if prior is not None:
         _checks.check_mask(prior, params, "prior")
         params = apply_mask(params, prior)
     sparsities, n_m = check_amount(params, sparsity, n_m)
-    flags = None if prunable is None else (*select_prunable(params, prunable),)
-    batches = iter(batches)
-    first = next(batches, None)
-    if first is None:
-        raise ValueError("batches is empty; pass calibration data.")
-    shapes, layers = _measured.eval_shape(fn, rule.measure, flags, params, first)
+    layers, totals = layer_statistics(
+        fn, params, batches, rule.measure, prunable, n_m=n_m, warn=start is None
+    )
     paths = _checks.leaf_paths(params)
     leaves, structure = jax.tree.flatten(params)
-    _check_groups(layers, leaves, paths, n_m)
-    totals: list[Any] = [None] * len(shapes)
-    for batch in itertools.chain([first], batches):
-        found, _ = _measured(fn, rule.measure, flags, params, batch)
-        totals = [
-            f if t is None else _sum(t, f) for t, f in zip(totals, found, strict=True)
-        ]
-    _check_statistics(layers, totals, paths)
-
     masks = [all_true(leaf) for leaf in leaves]
     begun = masks if start is None else jax.tree.leaves(start)
     masks = masks if prior is None else jax.tree.leaves(prior)
@@ -125,6 +114,40 @@ def prune_layers(
             )
         leaves[i], masks[i] = shard_like(new, leaves[i]), shard_like(mask, leaves[i])
     return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(structure, masks)
+
+
+def layer_statistics(
+    fn: Callable[..., Any],
+    params: Params,
+    batches: Iterable[Any],
+    measure: Measure,
+    prunable: Prunable | None,
+    *,
+    n_m: tuple[int, int] | None = None,
+    warn: bool = True,
+) -> tuple[Layers, list[jax.Array]]:
+    """Finds the prunable layers, and sums a statistic of their inputs over batches.
+
+    Statistics are float32, and lead with the axes of a leaf that products run along.
+    """
+    _checks.check_callable(fn, "fn", "fn(params, batch) -> outputs")
+    _checks.check_floating(params, "params")
+    _checks.check_batches(batches)
+    flags = None if prunable is None else (*select_prunable(params, prunable),)
+    batches = iter(batches)
+    first = next(batches, None)
+    if first is None:
+        raise ValueError("batches is empty; pass calibration data.")
+    shapes, layers = _measured.eval_shape(fn, measure, flags, params, first)
+    paths = _checks.leaf_paths(params)
+    _check_groups(layers, jax.tree.leaves(params), paths, n_m)
+    totals: list[Any] = [None] * len(shapes)
+    for batch in itertools.chain([first], batches):
+        found, _ = _measured(fn, measure, flags, params, batch)
+        pairs = zip(totals, found, strict=True)
+        totals = [f if t is None else _sum(t, f) for t, f in pairs]
+    _check_statistics(layers, totals, paths, warn)
+    return layers, totals
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -288,7 +311,9 @@ def _check_groups(
             )
 
 
-def _check_statistics(layers: Layers, totals: list[Any], paths: list[str]) -> None:
+def _check_statistics(
+    layers: Layers, totals: list[Any], paths: list[str], warn: bool
+) -> None:
     """Raises on statistics that are not finite; warns of layers without any."""
     if not _checks.is_concrete(totals):
         return
@@ -303,10 +328,10 @@ def _check_statistics(layers: Layers, totals: list[Any], paths: list[str]) -> No
             )
         seen = np.asarray((total != 0).any(axis=range(batch, total.ndim)))
         unreached += [f"{paths[i]}{[*at] or ''}" for at in np.argwhere(~seen).tolist()]
-    if unreached:
+    if unreached and warn:
         more = f" and {len(unreached) - 5} more" if len(unreached) > 5 else ""
         warnings.warn(
             f"The inputs of {unreached[:5]}{more} were 0 on all calibration data: "
             "these layers were pruned by magnitude.",
-            stacklevel=3,
+            stacklevel=5,
         )

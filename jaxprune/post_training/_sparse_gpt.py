@@ -1,4 +1,4 @@
-"""SparseGPT: prunes a layer at a time, and has the weights that stay make up for it."""
+"""SparseGPT: prunes every layer, and the remaining weights compensate."""
 
 import functools
 import math
@@ -34,39 +34,43 @@ def sparse_gpt(
     each column's error :math:`w / U_{jj}` is spread over the later ones with U's row.
 
     How many are pruned is exact in each block, over all outputs; the papers' code
-    prunes ties too. With N:M, ``n`` of every ``m`` consecutive inputs are kept,
-    chosen as their first column's turn comes. H is a sum, not a mean, which changes
-    nothing. Inputs that are always 0 have their weights pruned first, set to 0.
+    prunes ties too. With N:M, ``n`` of every ``m`` consecutive inputs are kept, chosen
+    when their first column is visited. H is a sum, not a mean, which changes nothing.
+    Weights of inputs that are always 0 are pruned first, the smallest first; the paper
+    sets them all to 0.
 
-    The inputs are found as `wanda` finds them. There is one H in memory at a time, so
-    the batches are read again for each layer, and each leaf compiles one program; along
-    an axis that ``vmap`` or a batched product runs along there is an H a step, all at
-    once.
+    The inputs are found as `wanda` finds them, in one pass: all layers see those of the
+    network before pruning, as the layers of one block do in the paper. `prune_blocks`
+    goes from block to pruned block. All products are in memory at once, one for each
+    array that layers read: for a large network, prune its blocks.
 
     Args:
       fn: ``fn(params, batch)``, the forward pass; what it returns is not read.
-      params: any pytree of floating arrays.
-      batches: the calibration data, an iterable that can be read again, such as a list;
-        each batch is handed whole to ``fn``.
-      sparsity: fraction of the weights of each block removed, in [0, 1).
+      params: any pytree of floating arrays. Weights that are 0 stay 0.
+      batches: the calibration data, read once; each batch is handed whole to ``fn``.
+      sparsity: fraction of the weights of each block removed, in [0, 1): a number, or a
+        tree of numbers like ``params``, or a prefix of one.
       n_m: instead of ``sparsity``, the pair (n, m): n of every m inputs are kept.
+      prior: a mask. What it prunes stays pruned and counts toward ``sparsity``.
+      prunable: which leaves take part; the others are kept whole. By default, those
+        that a matrix product or convolution contracts with activations and that have no
+        other use, such as a lookup. Leaves that scale activations or are added to them
+        never take part.
       block: columns whose weights are compared with one another, at least 1; with N:M
         a multiple of m.
       damping: what is added to H's diagonal, as a share of its mean; above 0.
-      sequential: whether later layers see inputs from the layers pruned before them,
-        as published, in the order of first use; otherwise from the dense function.
-      prunable: which leaves take part; the others are kept whole.
 
     Returns:
-      The parameters with new weights, pruned ones exactly 0, and the mask; both with
-      the structure, shapes and shardings of ``params``. On an Explicit mesh a leaf is
-      gathered while its turn lasts.
+      The parameters with new weights and the mask, which is False exactly where a
+      prunable leaf is 0. Both have the structure, shapes and shardings of ``params``.
+      On an Explicit mesh a leaf is gathered while it is pruned. Layers whose inputs
+      were always 0 are pruned by magnitude, with a warning.
 
     Raises:
       ValueError: if neither or both of ``sparsity`` and ``n_m`` are given, an option is
-        out of its range, there are no batches or they can be read only once, or a
-        prunable leaf has no inputs, or not a multiple of m; outside ``jit``, if its
-        inputs are not finite, or their products have no Cholesky factor.
+        out of its range, there are no batches, or a prunable leaf has no inputs, or not
+        a multiple of m; outside ``jit``, if its inputs are not finite, or their
+        products have no Cholesky factor.
       TypeError: if a leaf is not floating, or ``damping`` no number.
 
     Example:
