@@ -104,8 +104,8 @@ def _named(
     named = [path in axis and flag for path, flag in zip(paths, flags, strict=True)]
     if unknown or not any(named):
         raise ValueError(
-            f"axis has no entry for a prunable leaf, or one for none of {paths[:5]}; "
-            f"it names {list(axis)[:5]}. Pass what input_axes returns."
+            f"axis names no prunable leaf, or {unknown[:5]}, which are not among the "
+            f"leaves {paths[:5]}. Pass what input_axes returns."
         )
     return named
 

@@ -124,7 +124,7 @@ def _prepare(damping: float, products: jax.Array) -> Problem:
     mean = jnp.mean(jnp.where(dead, 1, diagonal))
     products = jnp.where(jnp.diag(dead), 1, products) + damping * mean * identity
     scale = jnp.sqrt(jnp.diagonal(products))
-    products = products / (scale[:, None] * scale)
+    products = products / (scale[:, None] * scale[None])
     # Dead inputs go first, the smallest weights first.
     scale = jnp.where(dead & ~dead.all(), 1e-6 * jnp.min(scale), scale)
     values, vectors = jnp.linalg.eigh(products)

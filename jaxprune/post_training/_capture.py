@@ -158,8 +158,8 @@ class Capture:
                 return {}
             ours, mine = summed[side], batched[side]
         elif side == 1 and _is_plain(at):
-            other, theirs, ours = _patches(args[0], args[1], at)
-            rows, mine = (), ()
+            other, ours = _patches(args[0], args[1], at)
+            theirs, rows, mine = (other.ndim - 1,), (), ()
         else:
             self.shared.add(path.leaf)
             return {}
@@ -313,7 +313,7 @@ def _is_plain(at: dict[str, Any]) -> bool:
 def _patches(
     images: Any, kernel: Any, at: dict[str, Any]
 ) -> tuple[jax.Array, tuple[int, ...]]:
-    """The inputs of a convolution at each place, (tokens, channels x window)."""
+    """The inputs of a convolution at each place: the last axis is channels x window."""
     numbers = at["dimension_numbers"]
     window = [kernel.shape[i] for i in numbers.rhs_spec[2:]]
     patches = jax.lax.conv_general_dilated_patches(
@@ -325,5 +325,4 @@ def _patches(
         at["rhs_dilation"],
         precision=jax.lax.Precision.HIGHEST,
     )
-    x = jnp.moveaxis(patches, 1, -1)
-    return x.reshape(-1, x.shape[-1]), numbers.rhs_spec[1:]
+    return jnp.moveaxis(patches, 1, -1), numbers.rhs_spec[1:]

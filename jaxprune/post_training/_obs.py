@@ -119,7 +119,7 @@ def _block(
             )
         error = jnp.where(mask[j], 0, weights[j]) / diagonal[j]
         later = jnp.where(jnp.arange(len(weights)) > j, factor.upper[j], 0)
-        return weights - later[:, None] * error, mask, errors.at[j].set(error)
+        return weights - later[:, None] * error[None], mask, errors.at[j].set(error)
 
     def grouped(weights: jax.Array, mask: jax.Array, j: jax.Array) -> jax.Array:
         assert n_m is not None

@@ -93,8 +93,9 @@ def _outliers(block: Any, totals: Any, threshold: Any, layers: Layers) -> jax.Ar
         norms = jnp.sqrt(like_leaf(totals[slot], layout, leaves[i].shape))
         scores.append(jnp.abs(leaves[i].astype(jnp.float32)) * norms)
     size = sum(s.size for s in scores)
-    mean = sum(jnp.sum(s) / size for s in scores)
-    return sum(jnp.sum(s > threshold * mean, dtype=jnp.float32) / size for s in scores)
+    mean = jnp.stack([jnp.sum(s) for s in scores]).sum() / size
+    found = [jnp.sum(s > threshold * mean, dtype=jnp.float32) for s in scores]
+    return jnp.stack(found).sum() / size
 
 
 def _shared_out(shares: Sequence[float], sparsity: float, limit: float) -> list[float]:
