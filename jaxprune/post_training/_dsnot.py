@@ -110,9 +110,9 @@ def _refined(
     total, squares, tokens = moments
     mean = total / tokens
     variance = jnp.maximum(squares / tokens - jnp.square(mean), 1e-12)
-    gains = matrix.weights * mean
-    urgent = jnp.abs(gains) / variance
-    scores = jnp.abs(matrix.weights) * jnp.sqrt(squares)
+    gains = matrix.weights * mean[None]
+    urgent = jnp.abs(gains) / variance[None]
+    scores = jnp.abs(matrix.weights) * jnp.sqrt(squares)[None]
     start = matrix.start & matrix.allowed
     index = jnp.arange(gains.shape[1])
 
