@@ -1,4 +1,4 @@
-"""A tiny Llama, in JAX and in NumPy: RMSNorm, rotary positions, grouped queries, SwiGLU.
+"""A tiny Llama in JAX and NumPy: RMSNorm, rotary positions, grouped queries, SwiGLU.
 
 Kernels of the attention are [inputs, heads, head_dim] and [heads, head_dim, outputs].
 """

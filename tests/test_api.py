@@ -33,7 +33,7 @@ CONTRACT = """
     rigl set_training granet forward_sparse gradual_n_m prospr
     earlycrop_trigger epi_trigger lamp block_mask exact_orthogonal_init
     sparse_mup scale_leaves wanda input_axes row_mask sparse_gpt
-    save_mask load_mask update_mask
+    save_mask load_mask update_mask prune_blocks by_score ria admm dsnot owl
 """.split()
 
 

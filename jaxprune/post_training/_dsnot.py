@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxprune._types import Mask, Params, Prunable, Real
 from jaxprune.core import _checks
+from jaxprune.core._placement import replicate
 from jaxprune.post_training._by_score import Method
 from jaxprune.post_training._layers import Matrix, Rule, prune_layers
 
@@ -96,7 +97,7 @@ def _moments(x: jax.Array, batch: int, inputs: int) -> jax.Array:
     tokens = range(batch, x.ndim - inputs)
     sums = [jnp.sum(x, axis=tokens), jnp.sum(jnp.square(x), axis=tokens)]
     sums += [jnp.full_like(sums[0], x.size // sums[0].size)]
-    found = jnp.stack(sums, axis=batch)
+    found, _ = replicate(jnp.stack(sums, axis=batch))
     return found.reshape(*found.shape[: batch + 1], -1)
 
 

@@ -9,6 +9,7 @@ import jax
 
 from jaxprune._types import Mask, Params, Prunable
 from jaxprune.core import _checks
+from jaxprune.core._placement import is_cut, uncut
 from jaxprune.post_training._layers import Rule, check_amount, prune_layers
 from jaxprune.post_training._obs import factor, solve
 
@@ -120,12 +121,14 @@ def _rule(block: int, damping: float) -> Rule:
 
 def products(x: jax.Array, batch: int, inputs: int) -> jax.Array:
     """The products of the inputs, two by two."""
-    rows, tokens = range(batch), range(batch, x.ndim - inputs)
+    rows, tokens = (*range(batch),), (*range(batch, x.ndim - inputs),)
+    sharding = jax.typeof(x).sharding
     found = jax.lax.dot_general(
         x,
         x,
-        ((tuple(tokens), tuple(tokens)), (tuple(rows), tuple(rows))),
+        ((tokens, tokens), (rows, rows)),
         precision=jax.lax.Precision.HIGHEST,
+        out_sharding=uncut(sharding) if is_cut(sharding) else None,
     )
     width = math.prod(x.shape[x.ndim - inputs :])
     return found.reshape(*x.shape[:batch], width, width)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxprune._types import Params, Prunable, ScoreFn, Scores
 from jaxprune.core import _checks
 from jaxprune.core._dtypes import upcast_half
-from jaxprune.core._placement import shard_like
+from jaxprune.core._placement import replicate, shard_like
 from jaxprune.core._prunable import matrices, select_prunable
 from jaxprune.post_training._capture import Capture, Layout
 from jaxprune.post_training._layers import products
@@ -136,6 +136,7 @@ def input_axes(
 def squares(x: jax.Array, batch: int, inputs: int) -> jax.Array:
     """The squared norm of every input."""
     total = jnp.sum(jnp.square(x), axis=range(batch, x.ndim - inputs))
+    total, _ = replicate(total)
     return total.reshape(*total.shape[:batch], -1)
 
 
