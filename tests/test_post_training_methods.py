@@ -1,5 +1,6 @@
 """Every post-training method: the promises that all keep, and NumPy in float64."""
 
+import contextlib
 import functools
 import warnings
 
@@ -79,7 +80,10 @@ def test_the_promises_that_all_methods_keep(name):
     pruned = {n: np.zeros(s, bool) for n, s in SHAPES.items()}
     pruned["heads"][:2], pruned["bias"][0, 0] = True, True  # A quarter; a bias.
     prior = {n: jnp.asarray(~m) for n, m in pruned.items()}
-    with pytest.warns(UserWarning, match=r"'experts\[2\]'.*pruned by magnitude"):
+    reached = contextlib.nullcontext()
+    if name != "magnitude":  # Which does not look at the inputs.
+        reached = pytest.warns(UserWarning, match=r"'experts\[2\]'.*by magnitude")
+    with reached:
         new, mask = method(model, params, [x[:32], x[32:]], sparsity=0.5, prior=prior)
     assert jax.tree.map(lambda p: p.dtype, new) == jax.tree.map(
         lambda p: p.dtype, params

@@ -109,8 +109,8 @@ def prune_layers(
         if _checks.is_concrete([new]) and not jnp.isfinite(new).all():
             raise ValueError(
                 f"The leaf {paths[i]} came out with a NaN or an infinity. If it held "
-                "none, the products of its inputs have no factor in float32: pass a "
-                "larger damping, or more tokens."
+                "none, the products of its inputs have no Cholesky factor in float32 "
+                "with this damping: pass a larger one."
             )
         leaves[i], masks[i] = shard_like(new, leaves[i]), shard_like(mask, leaves[i])
     return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(structure, masks)
