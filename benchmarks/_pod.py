@@ -44,6 +44,8 @@ class Options:
         "global_mask, explicit",
         "masked step",
         "rigl step",
+        "wanda, a block",
+        "sparse_gpt, a block",
     )
     """What to compile."""
 
@@ -77,7 +79,34 @@ def compile_all(options: Options) -> dict[str, Any]:
     def select(scores: Any) -> Any:
         return jp.global_mask(scores, SPARSITY)
 
+    methods = {
+        "wanda, a block": jp.by_score(jp.wanda),
+        "sparse_gpt, a block": jp.sparse_gpt,
+    }
+
+    def pruned(name: str) -> dict[str, Any]:
+        """One block of `jaxprune.prune_blocks`: statistics and solvers."""
+        shapes, specs = network.shapes(), network.specs()
+        block = {
+            key[7:]: _abstract(shapes[key][1:], jnp.float32, mesh, P(*specs[key][1:]))
+            for key in shapes
+            if key.startswith("layers/")
+        }
+        sizes = batch, network.tokens, network.width
+        hidden = _abstract(sizes, network.dtype, mesh, P("data"))
+
+        def prune(block: Any, hidden: Any) -> Any:
+            def block_fn(block: Any, hidden: Any) -> Any:
+                return network.layer(hidden, block)
+
+            return methods[name](block_fn, block, [hidden], sparsity=0.5)
+
+        with jax.set_mesh(mesh):
+            return _compiled(prune, (block, hidden), (block, block))
+
     def compiled(name: str) -> dict[str, Any]:
+        if name in methods:
+            return pruned(name)
         if name == "snip":
             with jax.set_mesh(mesh):
                 return _compiled(jp.snip(network.loss), (params, tokens), params)

@@ -4,7 +4,8 @@ A decoder-only transformer of 8 or 70 billion parameters is laid out on 64, 256 
 faked CPU devices, rows over "data" and columns over "model", and these programs are
 compiled ahead of time: the SNIP score, global_mask of the scores (on a mesh of Auto and
 one of Explicit axes), an adamw step as it is, with keep_sparse behind it, and as rigl
-does it. Each mesh has a process of its own.
+does it; and one block of prune_blocks by Wanda and by SparseGPT, statistics and solvers
+in one program. Each mesh has a process of its own.
 
 Memory is a device's: arguments, results that are not donated, and temporaries. Sent is
 what a device puts into collectives or takes out of them, loops counted by their turns,
@@ -92,7 +93,7 @@ def rows_of(result: Mapping[str, Any]) -> list[Row]:
     problem = f"{result['model']}, {result['weights'] / 1e9:.1f} G, {mesh}"
 
     def bars(name: str) -> tuple[Bar, ...]:
-        if name in ("dense step", "snip"):
+        if name in ("dense step", "snip") or name.endswith("a block"):
             return ()
         base = () if "global_mask" in name else found["dense step"]
         beyond = total(found[name], "all-gather") - total(base, "all-gather")

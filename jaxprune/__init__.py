@@ -36,7 +36,13 @@ from jaxprune.masks._summary import summary as summary
 from jaxprune.masks._threshold import apply_mask as apply_mask
 from jaxprune.masks._threshold import global_mask as global_mask
 from jaxprune.masks._threshold import layerwise_mask as layerwise_mask
+from jaxprune.post_training import admm as admm
+from jaxprune.post_training import by_score as by_score
+from jaxprune.post_training import dsnot as dsnot
 from jaxprune.post_training import input_axes as input_axes
+from jaxprune.post_training import owl as owl
+from jaxprune.post_training import prune_blocks as prune_blocks
+from jaxprune.post_training import ria as ria
 from jaxprune.post_training import row_mask as row_mask
 from jaxprune.post_training import sparse_gpt as sparse_gpt
 from jaxprune.post_training import wanda as wanda

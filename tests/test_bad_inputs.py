@@ -535,6 +535,36 @@ ROWS = {
         ValueError,
         r"The inputs of the leaf \(root\) hold a NaN or an infinity",
     ),
+    "admm: a damping of 0": (
+        lambda: jp.admm(apply_fn, P, [X], sparsity=0.5, damping=0),
+        ValueError,
+        "damping must be a finite number above 0, such as 0.01; got 0",
+    ),
+    "by_score: scores for the function": (
+        lambda: jp.by_score(P),
+        TypeError,
+        "score must be a function, score.*got a dict of 1",
+    ),
+    "dsnot: a mask for the method": (
+        lambda: jp.dsnot(MASK),
+        TypeError,
+        "method must be a function, such as jp.by_score.*got a dict of 1",
+    ),
+    "owl: one batch for many": (
+        lambda: jp.owl(jnp.dot, [jnp.ones((4, 4))], X, 0.5),
+        TypeError,
+        ONE_BATCH,
+    ),
+    "prune_blocks: a method that was called": (
+        lambda: jp.prune_blocks(MASK, jnp.dot, [X], [X], sparsity=0.5),
+        TypeError,
+        "method must be a function, such as jp.sparse_gpt; got a dict of 1",
+    ),
+    "ria: a power in quotes": (
+        lambda: jp.ria(apply_fn, power="a"),
+        TypeError,
+        "power must be a number; got 'a'",
+    ),
     # Files
     "save_mask: a folder that is not there": (
         lambda: jp.save_mask("no/such/folder/mask.npz", MASK),

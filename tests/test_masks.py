@@ -32,6 +32,11 @@ def _sum(params):
     return sum(map(jnp.sum, jax.tree.leaves(params)))
 
 
+def _without_zeros(scores):
+    """Weights that are 0 would be pruned already."""
+    return jax.tree.map(lambda x: jnp.where(x == 0, 0.25, x).astype(x.dtype), scores)
+
+
 def _products(params, scale):
     """Every matrix times unit vectors, so that SparseGPT ranks by magnitude."""
 
@@ -58,7 +63,7 @@ BUILDERS = {
     ),
     "force_mask": lambda s, p, **kw: jp.force_mask(_sum, s, sparsity=p, rounds=3, **kw),
     "sparse_gpt": lambda s, p, **kw: jp.sparse_gpt(
-        _products, s, [2.0], sparsity=p, **kw
+        _products, _without_zeros(s), [2.0], sparsity=p, **kw
     )[1],
 }
 BLOCK = (4, 8)

@@ -1,4 +1,4 @@
-"""Wanda and SparseGPT, against a forward pass and an elimination in NumPy."""
+"""The inputs of layers, wherever they are used: Wanda against NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.post_training import _sparse_gpt
+from tests import references
 
 LAYERS, D, HEADS, K, F = 2, 8, 2, 4, 12
 TOKENS = np.random.default_rng(1).integers(0, 7, (3, 6))
@@ -88,31 +88,6 @@ def numpy_inputs(params, tokens):
         found |= {(n, i): y for n in ("query", "key", "value")}
         found |= {("out", i): mixed, ("gate", i): z, ("up", i): z, ("down", i): hidden}
     return {**found, ("head", 0): x}
-
-
-def numpy_sparse_gpt(w, x, *, sparsity=None, n_m=None, block=128, damping=0.01):
-    """Weights (outputs, inputs), column by column, in float64."""
-    w, h = np.array(w, np.float64), x.T @ x
-    dead = np.diag(h) == 0
-    h[dead, dead], w[:, dead] = 1, 0
-    h += damping * np.diag(h).mean() * np.eye(len(h))
-    u = np.linalg.cholesky(np.linalg.inv(h)).T
-    mask = np.ones(w.shape, bool)
-    for j in range(w.shape[1]):
-        if n_m is None and j % block == 0:
-            score = (w[:, j : j + block] / np.diag(u)[j : j + block]) ** 2
-            worst = np.argsort(score, axis=None)[: round(sparsity * score.size)]
-            mask[:, j : j + block].flat[:] = True
-            rows, columns = np.unravel_index(worst, score.shape)
-            mask[rows, j + columns] = False
-        if n_m is not None and j % n_m[1] == 0:
-            score = (w[:, j : j + n_m[1]] / np.diag(u)[j : j + n_m[1]]) ** 2
-            worst = np.argsort(score, axis=1)[:, : n_m[1] - n_m[0]]
-            np.put_along_axis(mask[:, j : j + n_m[1]], worst, False, axis=1)
-        error = np.where(mask[:, j], 0, w[:, j]) / u[j, j]
-        w[:, j + 1 :] -= np.outer(error, u[j, j + 1 :])
-        w[~mask[:, j], j] = 0
-    return w, mask
 
 
 def as_rows(leaf, inputs):
@@ -209,6 +184,11 @@ WAYS = {  # A function of a leaf and X, the leaf, and the squared norms along it
         E,
         np.arange(3.0)[:, None, None] ** 2 * SQUARES[:, None],
     ),
+    "a scan over one layer": (
+        lambda w, x: jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0],
+        draw(24, 1, 4, 4),
+        SQUARES[:, None],
+    ),
     "nested scans": (
         lambda w, x: jax.lax.scan(
             lambda c, group: jax.lax.scan(lambda c, one: (c, x @ one), c, group), 0, w
@@ -258,105 +238,104 @@ def test_a_leaf_used_both_ways_may_be_left_out():
     )
 
 
-OPTIONS = {"blocks": {"sparsity": 0.6, "block": 16}, "2:4": {"n_m": (2, 4), "block": 8}}
-
-
-def correlated():
-    x = draw(0, 64, 24) @ draw(1, 24, 24) * np.linspace(0.2, 2, 24, dtype=np.float32)
+@pytest.mark.parametrize("options", [{"sparsity": 0.6}, {"n_m": (2, 4)}])
+def test_sparse_gpt_in_blocks_of_columns_is_numpys(options):
+    x = draw(0, 64, 24) @ draw(1, 24, 24) * np.linspace(0.2, 2, 24)[None]
     x[:, 5] = 0  # A dead input.
-    return x, draw(2, 24, 10)
-
-
-@pytest.mark.parametrize("name", OPTIONS)
-def test_sparse_gpt_is_the_elimination_in_numpy(name):
-    x, w = correlated()
-    batches = [jnp.asarray(x[:40]), jnp.asarray(x[40:])]
+    w, options = draw(2, 24, 10), {"block": 16, **options}
     new, mask = jp.sparse_gpt(
-        lambda p, x: x @ p["w"], {"w": jnp.asarray(w)}, batches, **OPTIONS[name]
+        lambda w, x: x @ w, jnp.asarray(w), [jnp.asarray(x)], **options
     )
-    expected, kept = numpy_sparse_gpt(w.T, x.astype(np.float64), **OPTIONS[name])
-    np.testing.assert_array_equal(mask["w"], kept.T)
-    np.testing.assert_allclose(new["w"], expected.T, atol=2e-3)
-    assert not np.asarray(new["w"])[~kept.T].any() and not np.asarray(new["w"])[5].any()
+    expected, kept = references.sparse_gpt(w.T, x, **options)
+    np.testing.assert_array_equal(mask, kept.T)
+    np.testing.assert_allclose(new, expected.T, atol=2e-3)
 
 
-def test_sparse_gpt_reconstructs_better_than_masks_alone():
-    x, w = correlated()
+def test_sparse_gpt_prunes_each_layer_of_a_stack_by_itself():
+    """Layers of a vmap, in the middle, and of a scan: one H for each, from one pass."""
+    x, w = draw(0, 3, 20, 8), draw(1, 8, 3, 6)
 
-    def fn(p, x):
-        return x @ p["w"]
-
-    params = {"w": jnp.asarray(w)}
-    masks = [
-        jp.row_mask(jp.wanda(fn)(params, x), 0.5),
-        jp.layerwise_mask(jp.magnitude(params), 0.5),
-    ]
-    pruned = [jp.apply_mask(params, mask) for mask in masks]
-    new, mask = jp.sparse_gpt(fn, params, [x], sparsity=0.5)
-    assert all(int(m["w"].sum()) == 120 for m in [*masks, mask])
-    error, *others = [
-        np.linalg.norm(x @ np.asarray(p["w"]) - x @ w) for p in [new, *pruned]
-    ]
-    assert error < others[0] < others[1]
-
-
-def test_sparse_gpt_goes_through_a_scanned_transformer_in_order(params):
-    """Every layer's inputs come from the layers pruned before it."""
-    new, mask = jp.sparse_gpt(
-        transformer, params, [TOKENS], n_m=(2, 4), prunable=PRUNABLE, damping=0.1
-    )
-    expected = jax.tree.map(lambda p: np.array(p, np.float64), params)
-    for i in range(LAYERS):
-        for name, inputs in INPUTS.items():
-            x = numpy_inputs(expected, TOKENS)[name, i]
-            leaf = expected["layers"][name][i]
-            w, kept = numpy_sparse_gpt(
-                as_rows(leaf, inputs), x, n_m=(2, 4), damping=0.1
-            )
-            leaf[...] = w.T.reshape(leaf.shape)
-            actual = as_rows(mask["layers"][name][i], inputs)
-            np.testing.assert_array_equal(actual, kept, err_msg=f"{name} {i}")
-            actual = as_rows(new["layers"][name][i], inputs)
-            np.testing.assert_allclose(actual, w, atol=2e-3, err_msg=f"{name} {i}")
-    np.testing.assert_array_equal(new["embed"], params["embed"])
-
-
-def test_one_layers_products_are_in_memory_at_a_time(monkeypatch):
-    sizes, alive = (13, 17, 19, 3), []
-    weights = {str(i): draw(i, *sizes[i : i + 2]) for i in range(3)}
-    summed = _sparse_gpt._hessian
-
-    def watched(*args):
-        found = summed(*args)
-        shapes = [a.shape for a in jax.live_arrays() if a.ndim > 2]
-        alive.append([s[-1] for s in shapes if s[-1] == s[-2] and s[-1] in sizes])
-        return found
-
-    monkeypatch.setattr(_sparse_gpt, "_hessian", watched)
-    jp.sparse_gpt(
-        lambda p, x: (x @ p["0"] @ p["1"]) @ p["2"],
-        jax.tree.map(jnp.asarray, weights),
-        [draw(9, 30, 13), draw(10, 30, 13)],
-        sparsity=0.5,
-    )
-    assert alive == [[13], [17], [19]]
-
-
-def test_sparse_gpt_prunes_each_of_vmapped_layers_by_itself():
-    x, w = draw(0, 3, 20, 8), draw(1, 8, 3, 6)  # The layers stand in the middle.
-
-    def fn(p, x):
+    def mapped(p, x):
         return jax.vmap(jnp.matmul, in_axes=(0, 1))(x, p)
 
-    new, mask = jp.sparse_gpt(fn, jnp.asarray(w), [x], sparsity=0.5, sequential=False)
-    for i in range(3):
-        expected, kept = numpy_sparse_gpt(w[:, i].T, x[i].astype(float), sparsity=0.5)
-        np.testing.assert_array_equal(mask[:, i], kept.T)
-        np.testing.assert_allclose(new[:, i], expected.T, atol=1e-3)
+    def scanned(p, x):
+        return jax.lax.scan(
+            lambda c, xw: (c, xw[0] @ xw[1]), 0, (x, jnp.moveaxis(p, 1, 0))
+        )[1]
+
+    for fn in (mapped, scanned):
+        new, mask = jp.sparse_gpt(fn, jnp.asarray(w), [x], sparsity=0.5)
+        for i in range(3):
+            expected, kept = references.sparse_gpt(
+                w[:, i].T, x[i].astype(float), sparsity=0.5
+            )
+            np.testing.assert_array_equal(mask[:, i], kept.T)
+            np.testing.assert_allclose(new[:, i], expected.T, atol=1e-3)
 
 
-def gpt(fn=lambda p, x: x @ p["w"], batches=(X,), **options):
-    return jp.sparse_gpt(fn, {"w": W}, batches, **{"sparsity": 0.5, **options})
+SCALES = {  # Ways to meet activations elementwise, and the shape of the leaf.
+    "a norm's scale": (lambda s, x: x * s[None], (4,)),
+    "on the left": (lambda s, x: s[None] * x, (4,)),
+    "divided by": (lambda s, x: x / s[None], (4,)),
+    "about 1": (lambda s, x: x * (1 + s[None]), (4,)),
+    "an einsum": (lambda s, x: jnp.einsum("td,d->td", x, s), (4,)),
+    "broadcast": (lambda s, x: x * jnp.broadcast_to(s, x.shape), (4,)),
+    "a bias": (lambda s, x: x + s[None], (4,)),
+    "positions": (lambda s, x: x + s, (6, 4)),
+    "of heads": (lambda s, x: (x.reshape(-1, 2, 2) * s[None]).reshape(-1, 4), (2, 2)),
+    "a scalar": (lambda s, x: x * s, ()),
+    "kept in a row": (lambda s, x: x * s, (1, 4)),
+    "in half precision": (
+        lambda s, x: (x.astype(jnp.bfloat16) * s.astype(jnp.bfloat16)[None]).astype(
+            x.dtype
+        ),
+        (4,),
+    ),
+}
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("way", SCALES)
+def test_what_meets_activations_elementwise_is_no_weight(way, stacked):
+    scale, shape = SCALES[way]
+
+    def once(p, x):
+        return jnp.tanh(scale(p["s"], x) @ p["w"])
+
+    def layers(p, x):
+        return jax.lax.scan(lambda x, p: (once(p, x), None), x, p)[0]
+
+    lead = (2,) if stacked else ()
+    params = {"s": draw(30, *lead, *shape), "w": draw(31, *lead, 4, 4)}
+    fn, everything = layers if stacked else once, jp.by_path("")
+    assert list(jp.input_axes(fn, params, X, prunable=everything)) == ["w"]
+    with pytest.raises(ValueError, match=r"leaves .*'s of shape .* scale activations"):
+        jp.input_axes(fn, params, X, prunable=jp.by_path("s"))
+    with pytest.raises(ValueError, match=r"leaves .*'s of shape .* scale activations"):
+        jp.sparse_gpt(fn, params, [X], sparsity=0.5, prunable=jp.by_path("s"))
+
+
+def test_one_token_does_not_make_a_weight_of_a_scale():
+    params = {"s": draw(0, 4), "w": draw(1, 4, 3)}
+    axes = jp.input_axes(
+        lambda p, x: (x * p["s"][None]) @ p["w"], params, X[:1], prunable=jp.by_path("")
+    )
+    assert axes == {"w": (0,)}
+
+
+def test_products_of_two_leaves_have_no_inputs():
+    params = {"a": draw(0, 4, 2), "b": draw(1, 2, 3), "w": draw(2, 3, 3)}
+
+    def fn(p, x):
+        return x @ (p["a"] @ p["b"]) @ p["w"]
+
+    _, mask = jp.by_score(jp.magnitude)(fn, params, [X], sparsity=0.5)
+    assert [bool(m.all()) for m in jax.tree.leaves(mask)] == [True, True, False]
+
+
+def gpt(**options):
+    options = {"sparsity": 0.5, "batches": [X], **options}
+    return jp.sparse_gpt(lambda p, x: x @ p["w"], {"w": W}, **options)
 
 
 ERRORS = {
@@ -384,9 +363,12 @@ ERRORS = {
         ),
         r"leaf w of shape \(24, 1\) .* partly an input",
     ),
-    "no entry": (lambda: jp.row_mask({"w": W}, 0.5, axis={}), r"no entry .* leaf w"),
+    "no leaf": (lambda: jp.row_mask({"w": W}, 0.5, axis={}), r"names no prunable leaf"),
+    "a typo": (
+        lambda: jp.row_mask({"w": W}, 0.5, axis={"w": (0,), "v": (0,)}),
+        r"\['v'\], which are not among the leaves \['w'\]",
+    ),
     "no axis": (lambda: jp.row_mask({"w": W}, 0.5, axis=2), r"leaf w .* axes \(2,\)"),
-    "iterator": (lambda: gpt(batches=iter([X])), r"list\(batches\)"),
     "empty": (lambda: gpt(batches=[]), r"batches is empty"),
     "both": (lambda: gpt(n_m=(2, 4)), r"Pass one of sparsity=0.5 and n_m"),
     "block": (lambda: gpt(sparsity=None, n_m=(2, 4), block=6), r"multiple of m"),

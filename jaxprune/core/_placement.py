@@ -47,6 +47,11 @@ def is_cut(sharding: NamedSharding) -> bool:
     return any(axis is not None for axis in sharding.spec)
 
 
+def uncut(sharding: NamedSharding) -> NamedSharding:
+    """The sharding of an array that every device of the mesh holds whole."""
+    return NamedSharding(sharding.mesh, PartitionSpec())
+
+
 def replicate(array: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
     """Replicates an array and returns a function that restores its sharding.
 
@@ -55,7 +60,7 @@ def replicate(array: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], jax.Ar
     sharding = jax.typeof(array).sharding
     if not is_cut(sharding):
         return array, lambda other: other
-    whole = jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec()))
+    whole = jax.sharding.reshard(array, uncut(sharding))
     return whole, lambda other: jax.sharding.reshard(other, sharding)
 
 

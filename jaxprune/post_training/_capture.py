@@ -5,7 +5,7 @@ operand of a matrix product or a convolution, the other operand holds them.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,14 @@ from jaxprune.jaxpr._control import (
 )
 from jaxprune.post_training._paths import Atom, Path, follow, sliced, whole
 
+_PRODUCTS = ("dot_general", "conv_general_dilated")
 _PAIRS = ("mul", "div", "select_n")  # By a mask, or a scale.
+_SUMS = ("add", "sub", "max", "min")
+ACTIVE = "active"
+"""What an array is that depends on the inputs of the function."""
+
+Way = Path | str | None
+"""What an array is: a leaf rearranged, `ACTIVE`, or neither (None)."""
 
 Statistics = dict[int, jax.Array]
 
@@ -31,153 +38,152 @@ Statistics = dict[int, jax.Array]
 class Layout(NamedTuple):
     """Which axes of a leaf a product sums over, and which it runs along in step.
 
-    The others are outputs. ``stack`` is the axis that a scan runs along, if one does;
-    it is one of ``batch``. Leaves of one ``loop`` take turns, step by step.
+    The others are outputs. An axis that a scan runs along is one of ``batch``.
     """
 
     inputs: tuple[int, ...]
     batch: tuple[int, ...]
-    stack: int | None
-    loop: int
 
 
-Measure = Callable[[jax.Array], jax.Array]
-"""``measure(x)``: a statistic a row of inputs, float32 (rows, tokens, inputs).
+Measure = Callable[[jax.Array, int, int], jax.Array]
+"""``measure(x, batch, inputs)``: a statistic of a layer's inputs, summed over tokens.
 
-Rows are the steps of the leaf's batch axes. In a `Statistics` their axis becomes as
-many axes as the leaf has: of its size along its batch axes, of 1 elsewhere.
+The first ``batch`` axes of x are the leaf's batch axes, and lead in the statistic too.
+The last ``inputs`` axes number the inputs; those between are tokens.
 """
 
 
 class Capture:
-    """One run of one function; ``layouts`` is filled in the order of first use."""
+    """One run of one function, in which every leaf's inputs are measured.
+
+    ``layouts`` is filled in the order of first use. ``elementwise`` are leaves that
+    scale activations or are added to them; ``shared`` are leaves that meet them in
+    another way than a product, such as a lookup.
+    """
 
     def __init__(
-        self,
-        params: Any,
-        measure: Measure,
-        wanted: Callable[[int], bool],
-        step: Any = None,
+        self, params: Any, measure: Measure, wanted: Sequence[bool] | None = None
     ) -> None:
-        """Measures the wanted leaves: all steps of a scan, or only ``step``, traced."""
+        """Measures the wanted leaves, or all."""
         self.paths = _checks.leaf_paths(params)
         self.shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(params)]
-        self.measure, self.wanted, self.step = measure, wanted, step
+        self.ranks = [sum(n > 1 for n in shape) for shape in self.shapes]
+        self.measure, self.wanted = measure, wanted or [True] * len(self.shapes)
         self.layouts: dict[int, Layout] = {}
-        self._loop = 0
-        self._loops: list[int] = []
+        self.elementwise: set[int] = set()
+        self.shared: set[int] = set()
+        self._measured: dict[Any, tuple[Any, jax.Array]] = {}
 
     def __call__(
         self, fn: Callable[..., Any], params: Any, inputs: Sequence[Any]
     ) -> Statistics:
-        """Runs ``fn(params, *inputs)`` and returns a statistic a leaf."""
+        """Runs ``fn(params, *inputs)`` and returns a statistic a leaf.
+
+        Leaves that multiply the same array share one statistic, the same object.
+        """
         closed = jax.make_jaxpr(fn)(params, *inputs)
-        known = [whole(i, shape) for i, shape in enumerate(self.shapes)]
-        args = [*jax.tree.leaves(params), *jax.tree.leaves(tuple(inputs))]
-        known += [None] * (len(args) - len(known))
-        return self._run(closed, args, known, True)[2]
+        leaves, data = jax.tree.leaves(params), jax.tree.leaves(tuple(inputs))
+        known: list[Way] = [whole(i, shape) for i, shape in enumerate(self.shapes)]
+        return self._run(closed, [*leaves, *data], known + [ACTIVE] * len(data))[2]
 
     def _run(
-        self,
-        closed: Any,
-        args: Sequence[Any],
-        paths: Sequence[Path | None],
-        active: Any,
-    ) -> tuple[list[Any], list[Path | None], Statistics]:
-        """Runs a jaxpr; also returns the paths of the outputs, and the statistics."""
+        self, closed: Any, args: Sequence[Any], ways: Sequence[Way]
+    ) -> tuple[list[Any], list[Way], Statistics]:
+        """Runs a jaxpr; also returns what the outputs are, and the statistics."""
         jaxpr, consts = open_jaxpr(closed)
         values = dict(zip(jaxpr.constvars, consts, strict=True))
         values |= dict(zip(jaxpr.invars, args, strict=True))
-        known = dict(zip(jaxpr.invars, paths, strict=True))
+        known = dict(zip(jaxpr.invars, ways, strict=True))
         found: Statistics = {}
 
         def value(atom: Any) -> Any:
             return atom.val if isinstance(atom, Literal) else values[atom]
 
-        def path(atom: Any) -> Path | None:
+        def way(atom: Any) -> Way:
             return None if isinstance(atom, Literal) else known.get(atom)
 
         for eqn in jaxpr.eqns:
-            outs, ways, more = self._step(
-                eqn, [*map(value, eqn.invars)], [*map(path, eqn.invars)], active
+            outs, kinds, more = self._step(
+                eqn, [*map(value, eqn.invars)], [*map(way, eqn.invars)]
             )
             values.update(zip(eqn.outvars, outs, strict=True))
-            known.update(zip(eqn.outvars, ways, strict=True))
-            for leaf, statistic in more.items():
-                found[leaf] = found[leaf] + statistic if leaf in found else statistic
-        return [*map(value, jaxpr.outvars)], [*map(path, jaxpr.outvars)], found
+            known.update(zip(eqn.outvars, kinds, strict=True))
+            _add(found, more)
+        return [*map(value, jaxpr.outvars)], [*map(way, jaxpr.outvars)], found
 
     def _step(
-        self, eqn: JaxprEqn, args: list[Any], paths: list[Path | None], active: Any
-    ) -> tuple[Sequence[Any], Sequence[Path | None], Statistics]:
+        self, eqn: JaxprEqn, args: list[Any], ways: list[Way]
+    ) -> tuple[Sequence[Any], Sequence[Way], Statistics]:
         name, at = eqn.primitive.name, eqn.params
-        lost = [None] * len(eqn.outvars)
+        kind = ACTIVE if ACTIVE in ways else None
         if name in CALLS or name in CUSTOM_DERIVATIVES:
-            return self._run(read_call(eqn), args, paths, active)
+            return self._run(read_call(eqn), args, ways)
         if name == "scan":
-            outs, found = self._scan(eqn, args, paths, active)
-            return outs, lost, found
+            outs, found = self._scan(eqn, args, ways)
+            return outs, [ACTIVE] * len(outs), found
         if name == "cond":
-            outs, found = self._cond(eqn, args, paths, active)
-            return outs, lost, found
+            outs, found = self._cond(eqn, args, ways)
+            return outs, [kind] * len(outs), found
         outs = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(at))
         outs = outs if eqn.primitive.multiple_results else [outs]
-        found: Statistics = {}
-        for side, path in enumerate(paths):
-            if path is None or not self.wanted(path.leaf):
-                continue
-            for leaf, statistic in self._use(eqn, args, side, path, active):
-                found[leaf] = found[leaf] + statistic if leaf in found else statistic
-        on = [path for path in paths if path is not None]
-        if len(on) == 1 and len(outs) == 1 and (name in _PAIRS or len(args) == 1):
-            same = (name in _PAIRS and paths[0] is on[0]) or name == "mul"
-            same = same or (name == "select_n" and len(args) == 3)
-            return outs, [on[0] if same else follow(name, at, on[0])], found
-        return outs, lost, found
+        on = [(side, way) for side, way in enumerate(ways) if isinstance(way, Path)]
+        kinds: list[Way] = [kind] * len(outs)
+        if len(on) != 1:
+            return outs, kinds, {}
+        ((side, path),) = on
+        if name in _PRODUCTS:
+            wanted = self.wanted[path.leaf]
+            return outs, kinds, self._use(eqn, args, side, path) if wanted else {}
+        if name in _PAIRS + _SUMS and not (kind is None and _fits(outs[0], path)):
+            lost = name in _PAIRS and _fits(outs[0], path) and _rank(path) > 1
+            (self.shared if lost else self.elementwise).add(path.leaf)
+        elif name in _PAIRS and (side == 0 or name != "div"):
+            kinds = [path]
+        elif len(args) == 1:
+            kinds = [follow(name, at, path)]
+            if kinds == [None] and name == "broadcast_in_dim":
+                self.elementwise.add(path.leaf)
+        elif kind == ACTIVE or name == "gather":
+            self.shared.add(path.leaf)
+        return outs, kinds, {}
 
-    def _use(
-        self, eqn: JaxprEqn, args: list[Any], side: int, path: Path, active: Any
-    ) -> Iterator[tuple[int, jax.Array]]:
+    def _use(self, eqn: JaxprEqn, args: list[Any], side: int, path: Path) -> Statistics:
         """The statistic of a leaf that is an operand of a product."""
-        name, at = eqn.primitive.name, eqn.params
-        if name == "dot_general":
+        at, other = eqn.params, args[1 - side]
+        if eqn.primitive.name == "dot_general":
             summed, batched = at["dimension_numbers"]
-            other = args[1 - side]
             theirs, rows = summed[1 - side], batched[1 - side]
-            free = [i for i in range(other.ndim) if i not in (*theirs, *rows)]
-            x = jnp.transpose(other, (*rows, *free, *theirs))
+            if not theirs:
+                self.elementwise.add(path.leaf)
+                return {}
             ours, mine = summed[side], batched[side]
-            sizes = [other.shape[i] for i in free]
-        elif name == "conv_general_dilated" and side == 1 and _is_plain(at):
-            x, ours = _patches(args[0], args[1], at)
-            mine, sizes = (), [x.shape[0]]
+        elif side == 1 and _is_plain(at):
+            other, ours = _patches(args[0], args[1], at)
+            theirs, rows, mine = (other.ndim - 1,), (), ()
         else:
-            return
+            self.shared.add(path.leaf)
+            return {}
         batch = [atom for i in mine for atom in path.dims[i]]
         inputs = [atom for i in ours for atom in path.dims[i]]
         layout = self._layout(path, batch, inputs)
-        x = x.reshape(
-            *(a.size for a in batch), math.prod(sizes), *(a.size for a in inputs)
-        )
-        first, n = _sorted(batch), len(batch)
-        order = (*first, n, *(n + 1 + i for i in _sorted(inputs)))
-        shape = self.shapes[path.leaf]
-        inside = [a for a in layout.batch if a not in path.scans]
-        sizes = [n if i in inside else 1 for i, n in enumerate(shape)]
-        rows = math.prod(a.size for a in batch)
-        width = math.prod(a.size for a in inputs)
-        x = jnp.transpose(x, order).astype(jnp.float32).reshape(rows, -1, width)
-
-        def statistic(x: jax.Array) -> jax.Array:
-            found = self.measure(x)
-            return found.reshape(*sizes, *found.shape[1:])
-
-        if active is True:
-            yield path.leaf, statistic(x)
-        else:
-            empty = jax.eval_shape(statistic, x)
-            nothing = lambda x: jnp.zeros(empty.shape, empty.dtype)  # noqa: E731
-            yield path.leaf, jax.lax.cond(active, statistic, nothing, x)
+        key = id(args[1 - side]), rows, theirs, *batch, None, *inputs
+        if eqn.primitive.name == "dot_general" and key in self._measured:
+            return {path.leaf: self._measured[key][1]}
+        free = [i for i in range(other.ndim) if i not in (*theirs, *rows)]
+        x = jnp.transpose(other, (*rows, *free, *theirs))
+        first, tokens, last = len(batch), len(free), len(inputs)
+        sizes = [a.size for a in batch], x.shape[len(rows) :][:tokens]
+        x = _reshaped(x, [*sizes[0], *sizes[1], *(a.size for a in inputs)])
+        order = [*_sorted(batch), *range(first, first + tokens)]
+        order += [first + tokens + i for i in _sorted(inputs)]
+        x = jnp.transpose(x, order).astype(jnp.float32)
+        inside = [
+            self.shapes[path.leaf][a] for a in layout.batch if a not in path.scans
+        ]
+        found = self.measure(x, first, last)
+        found = _reshaped(found, [*inside, *found.shape[first:]])
+        self._measured[key] = args[1 - side], found
+        return {path.leaf: found}
 
     def _layout(self, path: Path, batch: list[Atom], inputs: list[Atom]) -> Layout:
         """Notes which axes are inputs, and raises where two uses disagree."""
@@ -192,12 +198,9 @@ class Capture:
                 "partly an input of a product and partly not. Store it with an axis "
                 "for each part, or leave it out with prunable=jp.by_path(...)."
             )
-        stack = path.scans[0] if path.scans else None
-        loop = self._loops[0] if self._loops else self._loop
-        layout = Layout(tuple(sorted(mine)), tuple(sorted(rows)), stack, loop)
-        self._loop += not self._loops
+        layout = Layout(tuple(sorted(mine)), tuple(sorted(rows)))
         known = self.layouts.setdefault(path.leaf, layout)
-        if known[:3] != layout[:3]:
+        if known != layout:
             raise ValueError(
                 f"The leaf {name} of shape {shape} is used in products that sum over "
                 f"different axes of it, {known.inputs} and {layout.inputs}, so it has "
@@ -206,61 +209,51 @@ class Capture:
         return known
 
     def _scan(
-        self, eqn: JaxprEqn, args: list[Any], paths: list[Path | None], active: Any
+        self, eqn: JaxprEqn, args: list[Any], ways: list[Way]
     ) -> tuple[Sequence[Any], Statistics]:
         scan = read_scan(eqn)
         first, last = scan.consts, scan.consts + scan.carry
-        ways = [*paths[:first], *[None] * (last - first)]
-        ways += [None if p is None else sliced(p) for p in paths[last:]]
-        chosen = self.step is not None and not self._loops
+        self.shared.update(w.leaf for w in ways[first:last] if isinstance(w, Path))
+        inner = [*ways[:first], *[ACTIVE] * (last - first)]
+        inner += [self._sliced(w) if isinstance(w, Path) else w for w in ways[last:]]
+        own = {w.leaf: w.scans for w in inner[last:] if isinstance(w, Path)}
 
-        def body(state: Any, step: Any) -> Any:
+        def run(carry: Any, xs: Any) -> Any:
+            outs, _, found = self._apart(scan.body, [*args[:first], *carry, *xs], inner)
+            once = {k: v for k, v in found.items() if k not in own}
+            return outs, once, {k: v for k, v in found.items() if k in own}
+
+        def body(state: Any, xs: Any) -> Any:
             carry, total = state
-            index, xs = step
-            run = [*args[:first], *carry, *xs]
-            on = (index == self.step) if chosen else active
-            outs, _, found = self._run(scan.body, run, ways, on)
-            total = {k: v + found[k] for k, v in total.items()}
-            rest = {k: v for k, v in found.items() if spread(k)}
-            return (outs[: last - first], total), (outs[last - first :], rest)
+            outs, once, each = run(carry, xs)
+            total = jax.tree.map(jnp.add, total, once)
+            return (outs[: last - first], total), (outs[last - first :], each)
 
-        def spread(leaf: int) -> bool:
-            own = {w.leaf for w in ways[last:] if w is not None}
-            return leaf in own and not chosen
-
-        self._loops.append(self._loop)
-        index = jnp.arange(scan.length)
         begin = args[first:last]
-        once = jax.tree.map(lambda x: x[0], (index, args[last:]))
-        on = (once[0] == self.step) if chosen else active
-        empty = jax.eval_shape(
-            lambda c, s: self._run(scan.body, [*args[:first], *c, *s[1]], ways, on)[2],
-            begin,
-            once,
+        shapes = jax.eval_shape(run, begin, [x[0] for x in args[last:]])[1]
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        (carry, found), (outs, each) = jax.lax.scan(
+            body, (begin, zeros), args[last:], length=scan.length, reverse=scan.reverse
         )
-        total = {
-            k: jnp.zeros(v.shape, v.dtype) for k, v in empty.items() if not spread(k)
-        }
-        (carry, total), (outs, rest) = jax.lax.scan(
-            body,
-            (begin, total),
-            (index, args[last:]),
-            length=scan.length,
-            reverse=scan.reverse,
-        )
-        self._loops.pop()
-        self._loop += not self._loops
-        depth = {w.leaf: w.scans[-1] for w in ways[last:] if w is not None}
-        for leaf, stacked in rest.items():
-            axis = depth[leaf]
-            total[leaf] = jnp.moveaxis(jnp.squeeze(stacked, axis + 1), 0, axis)
-        return [*carry, *outs], total
+        for leaf, stacked in each.items():
+            *outer, axis = own[leaf]
+            inside = sum(a < axis for a in self.layouts[leaf].batch if a not in outer)
+            found[leaf] = jnp.moveaxis(stacked, 0, inside)
+        return [*carry, *outs], found
+
+    def _sliced(self, path: Path) -> Path | None:
+        step = sliced(path, self.shapes[path.leaf])
+        if step is None:
+            self.shared.add(path.leaf)
+        else:
+            self.ranks[path.leaf] = min(self.ranks[path.leaf], _rank(step))
+        return step
 
     def _cond(
-        self, eqn: JaxprEqn, args: list[Any], paths: list[Path | None], active: Any
+        self, eqn: JaxprEqn, args: list[Any], ways: list[Way]
     ) -> tuple[Sequence[Any], Statistics]:
         def runs(body: Any) -> Callable[..., Any]:
-            return lambda *xs: self._run(body, xs, paths[1:], active)[::2]
+            return lambda *xs: self._apart(body, xs, ways[1:])[::2]
 
         branches = [runs(body) for body in read_branches(eqn)]
         union: dict[int, Any] = {}
@@ -277,6 +270,36 @@ class Capture:
 
         return jax.lax.switch(args[0], [*map(filled, branches)], *args[1:])
 
+    def _apart(
+        self, body: Any, args: Sequence[Any], ways: Sequence[Way]
+    ) -> tuple[list[Any], list[Way], Statistics]:
+        """Runs the body of a loop or a branch, whose statistics stay inside."""
+        outside = self._measured
+        self._measured = dict(outside)
+        try:
+            return self._run(body, args, ways)
+        finally:
+            self._measured = outside
+
+
+def _add(found: Statistics, more: Statistics) -> None:
+    for leaf, statistic in more.items():
+        found[leaf] = found[leaf] + statistic if leaf in found else statistic
+
+
+def _fits(out: Any, path: Path) -> bool:
+    """Tells whether an array has the leaf's size: neither broadcast the other."""
+    return out.size == math.prod(a.size for dim in path.dims for a in dim)
+
+
+def _rank(path: Path) -> int:
+    return sum(bool(dim) for dim in path.dims)
+
+
+def _reshaped(x: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Reshapes an array only if it must be: sharded axes cannot always be merged."""
+    return x if x.shape == (*shape,) else x.reshape(shape)
+
 
 def _sorted(atoms: Sequence[Atom]) -> list[int]:
     """The order in which atoms make up the axes of the leaf."""
@@ -290,7 +313,7 @@ def _is_plain(at: dict[str, Any]) -> bool:
 def _patches(
     images: Any, kernel: Any, at: dict[str, Any]
 ) -> tuple[jax.Array, tuple[int, ...]]:
-    """The inputs of a convolution at each place, (tokens, channels x window)."""
+    """The inputs of a convolution at each place: the last axis is channels x window."""
     numbers = at["dimension_numbers"]
     window = [kernel.shape[i] for i in numbers.rhs_spec[2:]]
     patches = jax.lax.conv_general_dilated_patches(
@@ -302,5 +325,4 @@ def _patches(
         at["rhs_dilation"],
         precision=jax.lax.Precision.HIGHEST,
     )
-    x = jnp.moveaxis(patches, 1, -1)
-    return x.reshape(-1, x.shape[-1]), numbers.rhs_spec[1:]
+    return jnp.moveaxis(patches, 1, -1), numbers.rhs_spec[1:]

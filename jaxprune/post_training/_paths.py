@@ -95,11 +95,19 @@ def _reshaped(path: Path, shape: Sequence[int]) -> Path | None:
     return path._replace(dims=tuple(dims))
 
 
-def sliced(path: Path) -> Path | None:
-    """One step of a scan along the leading dimension, which must be one whole axis."""
+def sliced(path: Path, shape: Sequence[int]) -> Path | None:
+    """One step of a scan along the leading dimension, which must be one whole axis.
+
+    Args:
+      path: the array that the scan runs along.
+      shape: the leaf's shape, which says which axis a dimension of size 1 can be.
+    """
     first, *others = path.dims
-    if len(first) != 1 or any(
-        atom.axis == first[0].axis for dim in others for atom in dim
-    ):
+    ones = [i for i, n in enumerate(shape) if n == 1 and i not in path.scans]
+    axes = {atom.axis for atom in first} or {*ones[:1]}
+    if len(first) > 1 or len(axes) != 1:
         return None
-    return Path(path.leaf, tuple(others), (*path.scans, first[0].axis))
+    (axis,) = axes
+    if any(atom.axis == axis for dim in others for atom in dim):
+        return None
+    return Path(path.leaf, tuple(others), (*path.scans, axis))

@@ -1,6 +1,6 @@
 """Wanda: a weight's size times the norm of the input that it multiplies."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jaxprune._types import Params, Prunable, ScoreFn, Scores
 from jaxprune.core import _checks
 from jaxprune.core._dtypes import upcast_half
-from jaxprune.core._placement import shard_like
+from jaxprune.core._placement import replicate, shard_like
 from jaxprune.core._prunable import matrices, select_prunable
 from jaxprune.post_training._capture import Capture, Layout
+from jaxprune.post_training._layers import products
 
 
 def wanda(fn: Callable[..., Any], *, prunable: Prunable = matrices) -> ScoreFn:
@@ -24,19 +25,19 @@ def wanda(fn: Callable[..., Any], *, prunable: Prunable = matrices) -> ScoreFn:
     The inputs are read from the jaxpr: whatever a leaf is multiplied by, in a matrix
     product of any dimension numbers or an ungrouped convolution, inside ``jit``,
     ``remat``, ``scan`` and ``cond`` too. Squares are summed over all uses of a leaf,
-    apart for each layer of a stack that a ``scan`` or ``vmap`` runs along. On the way
-    to the product a leaf may be converted, transposed, reshaped, masked, or scaled; a
-    scale counts as 1, so one that differs from input to input is not seen. Leaves that
+    separately for each layer of a stack that a ``scan`` or ``vmap`` runs along. On the
+    way to the product a leaf may be converted, transposed, reshaped, or multiplied by a
+    mask or a scale that does not depend on the inputs; a scale counts as 1. Leaves that
     are sliced, or reach a product through a ``while`` loop, a scan's carry or a
     ``shard_map`` inside ``fn``, are not found there: a leaf with other uses is scored
-    by these alone. Whatever the product's other operand is counts as input, another
-    leaf too.
+    by these alone. A product of two leaves has no inputs. Leaves that scale activations
+    or are added to them, such as a norm's scale and biases, are not scored, even if
+    ``prunable`` selects them.
 
     The paper compares scores within each output: pass them to `row_mask`, or to
-    `n_m_mask`. Over several batches, and over devices that each have one (``psum``),
-    the score is the root of the sum of the squares of the scores of each. It prunes
-    block by block, so that later layers see inputs from pruned ones; here one pass of
-    the dense function serves all layers.
+    `n_m_mask`, or use `by_score`, which also reads many batches in little memory. Over
+    several batches, and over devices that each have one (``psum``), the score is the
+    root of the sum of the squares of the scores of each.
 
     Args:
       fn: ``fn(params, *inputs)``, the forward pass; what it returns is not read.
@@ -48,8 +49,9 @@ def wanda(fn: Callable[..., Any], *, prunable: Prunable = matrices) -> ScoreFn:
       float32 or wider.
 
     Raises:
-      ValueError: when called, if a prunable leaf is in no product, or in products that
-        sum over different axes of it.
+      ValueError: when called, if a prunable leaf is neither in a product nor meets
+        activations elementwise, none is in a product, or one is in products that sum
+        over different axes of it.
       TypeError: when called, if a leaf is not floating.
 
     Example:
@@ -64,19 +66,29 @@ def wanda(fn: Callable[..., Any], *, prunable: Prunable = matrices) -> ScoreFn:
       Sun et al., `A Simple and Effective Pruning Approach for Large Language Models
       <https://arxiv.org/abs/2306.11695>`_, ICLR 2024, Section 3.
     """
+    return score_by_norms(fn, prunable, lambda sizes, norms, layout: sizes * norms)
+
+
+def score_by_norms(
+    fn: Callable[..., Any],
+    prunable: Prunable,
+    combine: Callable[[jax.Array, jax.Array, Layout], jax.Array],
+) -> ScoreFn:
+    """Builds a score from the size of a weight and the norm of its input."""
     _checks.check_callable(fn, "fn", "fn(params, *inputs) -> outputs")
 
     def score(params: Params, *inputs: Any) -> Scores:
         _checks.check_floating(params, "params")
         flags = select_prunable(params, prunable)
-        capture = Capture(params, _squares, flags.__getitem__)
+        capture = Capture(params, squares, flags)
         totals = capture(fn, params, inputs)
-        check_found(capture, flags)
+        products(capture, flags)
         leaves, structure = jax.tree.flatten(params)
         scores = [jnp.abs(w) for w in jax.tree.leaves(upcast_half(params))]
         for leaf, total in totals.items():
             layout, shape = capture.layouts[leaf], capture.shapes[leaf]
-            scores[leaf] *= jnp.sqrt(_like_leaf(total, layout, shape))
+            norms = jnp.sqrt(like_leaf(total, layout, shape))
+            scores[leaf] = combine(scores[leaf], norms, layout)
         placed = [shard_like(s, w) for s, w in zip(scores, leaves, strict=True)]
         return jax.tree.unflatten(structure, placed)
 
@@ -98,11 +110,12 @@ def input_axes(
 
     Returns:
       For the path of each of these that is in a product, in the order of first use,
-      the axes; for `row_mask`.
+      the axes; for `row_mask`. Those that meet activations elementwise are left out.
 
     Raises:
-      ValueError: if one is in products that sum over different axes of it, or nothing
-        is prunable.
+      ValueError: if a prunable leaf is neither in a product nor meets activations
+        elementwise, none is in a product, one is in products that sum over different
+        axes of it, or nothing is prunable.
       TypeError: if a leaf is not floating.
 
     Example:
@@ -113,41 +126,22 @@ def input_axes(
       {'query': (0,)}
     """
     _checks.check_floating(params, "params")
-    capture = layouts_of(fn, params, inputs, select_prunable(params, prunable))
-    return {capture.paths[i]: found.inputs for i, found in capture.layouts.items()}
+    flags = select_prunable(params, prunable)
+    capture = Capture(params, squares, flags)
+    jax.eval_shape(lambda p, xs: capture(fn, p, xs), params, inputs)
+    found = capture.layouts
+    return {capture.paths[i]: found[i].inputs for i in products(capture, flags)}
 
 
-def layouts_of(
-    fn: Callable[..., Any], params: Any, inputs: Iterable[Any], flags: list[bool]
-) -> Capture:
-    """A capture that ran on shapes only: it knows the layouts of the flagged leaves."""
-    capture = Capture(params, _squares, flags.__getitem__)
-    jax.eval_shape(lambda p, xs: capture(fn, p, xs), params, tuple(inputs))
-    return capture
+def squares(x: jax.Array, batch: int, inputs: int) -> jax.Array:
+    """The squared norm of every input."""
+    total = jnp.sum(jnp.square(x), axis=range(batch, x.ndim - inputs))
+    total, _ = replicate(total)
+    return total.reshape(*total.shape[:batch], -1)
 
 
-def check_found(capture: Capture, flags: list[bool]) -> None:
-    """Raises if a prunable leaf is in no product."""
-    missing = [
-        path
-        for i, (path, flag) in enumerate(zip(capture.paths, flags, strict=True))
-        if flag and i not in capture.layouts
-    ]
-    if missing:
-        raise ValueError(
-            f"No inputs were found for the prunable leaves {missing}: they are in no "
-            "matrix product or ungrouped convolution, or are sliced or otherwise "
-            "changed before it (embeddings are looked up). Leave them out with "
-            "prunable=jp.by_path(pattern)."
-        )
-
-
-def _squares(x: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.square(x), axis=1)
-
-
-def _like_leaf(total: jax.Array, layout: Layout, shape: tuple[int, ...]) -> jax.Array:
-    """Lays a number for each input out along the leaf's axes, 1 along the outputs."""
+def like_leaf(total: jax.Array, layout: Layout, shape: tuple[int, ...]) -> jax.Array:
+    """Reshapes a number for each input to broadcast against the leaf."""
     axes = (*layout.batch, *layout.inputs)
     total = total.reshape([shape[i] for i in axes])
     total = jnp.transpose(total, sorted(range(len(axes)), key=lambda i: axes[i]))
