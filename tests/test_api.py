@@ -45,8 +45,8 @@ def test_the_contracts_functions_are_all_there_and_no_others():
 def test_the_functions_of_structured_are_all_there_and_no_others():
     names = """
         channel_groups channel_report group_scores load narrow narrow_module save
-        shrink
-        structured_mask
+        shrink structured_mask standardize minitron flap compensate slice_groups reap
+        block_influence angular_distance drop_blocks
     """
     assert set(STRUCTURED) == set(names.split())
 

@@ -50,6 +50,8 @@ GROUPS = structured.channel_groups(two, T, TX)
 WORTH = (np.arange(4.0),)
 CHANNELS = structured.structured_mask(WORTH, GROUPS, T, 0.5)
 REMOVE = structured.structured_mask
+T32 = jax.tree.map(np.float32, T)
+PRODUCED = structured.slice_groups(T, {"a": 1}, 4)
 
 
 def updated_by(tx):
@@ -656,6 +658,56 @@ ROWS = {
         lambda: structured.save("small.npz", T, CHANNELS, GROUPS),
         ValueError,
         r"shapes of what mask leaves: the leaf a has shape \(8, 4\), expected \(8, 2\)",
+    ),
+    "structured.standardize: the scores of one group": (
+        lambda: structured.standardize(WORTH[0]),
+        ValueError,
+        r"one array of shape \(size,\) for each group, .*; got np.float64\(0.0\)",
+    ),
+    "structured.minitron: a batch for a list of batches": (
+        lambda: structured.minitron(two, T32, TX, GROUPS),
+        TypeError,
+        r"batches must be an iterable of batches.*For a single batch pass \[batch\]",
+    ),
+    "structured.minitron: groups that are read by no product": (
+        lambda: structured.minitron(two, T32, [TX], PRODUCED),
+        ValueError,
+        "No matrix product reads the channels of the group a.*score it with group_sc",
+    ),
+    "structured.flap: a batch without sequences": (
+        lambda: structured.flap(two, T32, [np.float32(1.0)], GROUPS),
+        ValueError,
+        "leading axis of a batch's first array must number its sequences",
+    ),
+    "structured.compensate: a model without biases": (
+        lambda: structured.compensate(two, T32, [TX], CHANNELS, GROUPS),
+        ValueError,
+        "No layer that reads a removed channel has a bias.*biases of 0, or leave",
+    ),
+    "structured.slice_groups: the path of a layer": (
+        lambda: structured.slice_groups(P, {"dense": 1}, 2),
+        ValueError,
+        "params has no leaf dense; its leaves are dense/bias, dense/kernel",
+    ),
+    "structured.reap: the outputs for their norms": (
+        lambda: structured.reap(jnp.ones((5, 4)), jnp.ones((5, 4, 8))),
+        ValueError,
+        r"must both be of shape \(..., experts\); got .*\[5, 4\] and .*\[5, 4, 8\]",
+    ),
+    "structured.block_influence: a batch for a list of batches": (
+        lambda: structured.block_influence(lambda w, x: x @ w, [np.eye(8)], TX),
+        TypeError,
+        r"For a single batch pass \[batch\]",
+    ),
+    "structured.angular_distance: the arguments swapped": (
+        lambda: structured.angular_distance([np.eye(8)], two, [TX], 1),
+        TypeError,
+        r"block_fn must be a function, block_fn\(block, hidden\) -> hidden; got a list",
+    ),
+    "structured.drop_blocks: scores for indices": (
+        lambda: structured.drop_blocks([1, 2, 3], np.array([0.1, 0.2, 0.3])),
+        TypeError,
+        r"drop must be the indices of blocks, such as \[3, 4\]; got float64\[3\]",
     ),
     "structured.load: the arguments swapped": (
         lambda: structured.load("small.npz", T, two),

@@ -3,6 +3,13 @@
 ``channel_groups -> group_scores -> structured_mask -> shrink``.
 """
 
+from jaxprune.structured._activations import compensate as compensate
+from jaxprune.structured._activations import flap as flap
+from jaxprune.structured._activations import minitron as minitron
+from jaxprune.structured._depth import angular_distance as angular_distance
+from jaxprune.structured._depth import block_influence as block_influence
+from jaxprune.structured._depth import drop_blocks as drop_blocks
+from jaxprune.structured._experts import reap as reap
 from jaxprune.structured._files import load as load
 from jaxprune.structured._files import save as save
 from jaxprune.structured._groups import Frozen as Frozen
@@ -16,4 +23,6 @@ from jaxprune.structured._narrow import narrow as narrow
 from jaxprune.structured._report import ChannelReport as ChannelReport
 from jaxprune.structured._report import channel_report as channel_report
 from jaxprune.structured._scores import group_scores as group_scores
+from jaxprune.structured._scores import standardize as standardize
 from jaxprune.structured._shrink import shrink as shrink
+from jaxprune.structured._slices import slice_groups as slice_groups

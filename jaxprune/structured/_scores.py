@@ -7,8 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune.core import _checks
+from jaxprune.core._placement import replicate
 from jaxprune.structured._groups import Group, check_groups, check_member
 
 _REDUCTIONS = ("sum", "abs_sum", "l2", "mean")
@@ -82,6 +84,49 @@ def group_scores(
     )
 
 
+def standardize(group_scores: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    r"""Shifts and scales the scores of every group to mean 0 and standard deviation 1.
+
+    Activations and weights differ in size from layer to layer, so a global order of raw
+    scores takes nearly all channels from a few layers. Standardized scores compare how
+    far a channel lies below the average of its own layer.
+
+    Args:
+      group_scores: one array of shape (size,) a group, as `group_scores`, `minitron` or
+        `flap` return.
+
+    Returns:
+      The arrays :math:`(s - \mathrm{mean}(s)) / \mathrm{std}(s)`, for
+      `structured_mask` with the global scope; 0 in a group whose scores are all equal.
+
+    Raises:
+      ValueError: if the scores of a group are not of shape (size,).
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> scores = jnp.array([1.0, 3.0]), jnp.array([100.0, 500.0])
+      >>> jp.structured.standardize(scores)
+      (Array([-1.,  1.], dtype=float32), Array([-1.,  1.], dtype=float32))
+
+    References:
+      An et al., `Fluctuation-based Adaptive Structured Pruning for Large Language
+      Models <https://arxiv.org/abs/2312.11983>`_, AAAI 2024, adaptive structure search.
+    """
+    for scores in group_scores:
+        if np.ndim(scores) != 1:
+            raise ValueError(
+                "Pass one array of shape (size,) for each group, such as group_scores "
+                f"returns; got {_checks.described(scores)}."
+            )
+    return tuple(_standardized(jnp.asarray(scores)) for scores in group_scores)
+
+
+def _standardized(scores: jax.Array) -> jax.Array:
+    apart = scores - jnp.mean(scores)
+    scale = jnp.std(scores)
+    return apart / jnp.where(scale > 0, scale, 1)
+
+
 def _scored(
     leaves: dict[str, Any], group: Group, reduce: str, producers: bool
 ) -> jax.Array:
@@ -98,7 +143,7 @@ def _scored(
         leaf = leaves[member.path]
         _checks.check_floating({member.path: leaf}, "scores")
         check_member(jnp.shape(leaf), member, group, "scores")
-        found = _channel_sums(leaf, member.index, member.axis, reduce == "l2")
+        found = channel_sums(leaf, member.index, member.axis, reduce == "l2")
         total = total + found
         count += (
             math.prod(jnp.shape(leaf))
@@ -113,7 +158,7 @@ def _scored(
 
 
 @functools.partial(jax.jit, static_argnames=("axis", "squared"))
-def _channel_sums(leaf: Any, index: Any, axis: int, squared: bool) -> jax.Array:
+def channel_sums(leaf: Any, index: Any, axis: int, squared: bool) -> jax.Array:
     """Sums a member's weights, or their squares, channel by channel.
 
     Leaves of one shape share one compiled program.
@@ -121,4 +166,4 @@ def _channel_sums(leaf: Any, index: Any, axis: int, squared: bool) -> jax.Array:
     leaf = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
     others = tuple(i for i in range(leaf.ndim) if i != axis)
     sums = jnp.sum(leaf**2 if squared else leaf, axis=others)
-    return jnp.sum(jnp.take(sums, index, axis=0), axis=1)
+    return jnp.sum(jnp.take(replicate(sums)[0], index, axis=0), axis=1)
