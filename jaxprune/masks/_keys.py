@@ -29,28 +29,31 @@ def bits_of(dtype: Any) -> int:
 
 def to_keys(values: jax.Array, eligible: jax.Array | None) -> jax.Array:
     """Maps floats to keys; entries that are not eligible become `ABSENT`."""
-    signed = jax.lax.bitcast_convert_type(values, jnp.dtype(f"int{_bits(values)}"))
-    keys = _ordered(jnp, signed, values.dtype)
+    pattern = jax.lax.bitcast_convert_type(values, jnp.dtype(f"uint{_bits(values)}"))
+    keys = _ordered(jnp, pattern, values.dtype)
     return keys if eligible is None else jnp.where(eligible, keys, keys.dtype.type(0))
 
 
 def to_host_keys(values: np.ndarray, eligible: np.ndarray | None) -> np.ndarray:
     """`to_keys` for NumPy arrays, which compiles nothing."""
-    signed = np.ascontiguousarray(values).view(f"int{_bits(values)}")
-    keys = _ordered(np, signed, values.dtype)
+    pattern = np.ascontiguousarray(values).view(f"uint{_bits(values)}")
+    keys = _ordered(np, pattern, values.dtype)
     return keys if eligible is None else np.where(eligible, keys, keys.dtype.type(0))
 
 
-def _ordered(numpy: Any, signed: Any, dtype: Any) -> Any:
-    """Converts sign and magnitude to two's complement, then flips the sign bit."""
+def _ordered(numpy: Any, pattern: Any, dtype: Any) -> Any:
+    """Converts sign and magnitude to two's complement, then flips the sign bit.
+
+    All of it is unsigned: TPUs do not compile signed 64-bit patterns of floats.
+    """
     bits = bits_of(dtype)
-    integer, unsigned = signed.dtype.type, np.dtype(f"uint{bits}").type
-    infinity = int(np.asarray(np.inf, dtype).view(f"int{bits}"))
-    negative = signed >> integer(bits - 1)  # -1 or 0.
-    magnitude = signed & integer(2 ** (bits - 1) - 1)
-    ordered = ((magnitude ^ negative) - negative).astype(unsigned)
-    keys = ordered ^ unsigned(2 ** (bits - 1))
-    return numpy.where(magnitude > integer(infinity), unsigned(NAN), keys)
+    unsigned = pattern.dtype.type
+    top = unsigned(2 ** (bits - 1))
+    infinity = np.asarray(np.inf, dtype).view(f"uint{bits}")[()]
+    negative = pattern >> unsigned(bits - 1)  # 0 or 1.
+    magnitude = pattern & (top - unsigned(1))
+    ordered = (magnitude ^ (unsigned(0) - negative)) + negative
+    return numpy.where(magnitude > infinity, unsigned(NAN), ordered ^ top)
 
 
 def _bits(values: Any) -> int:
