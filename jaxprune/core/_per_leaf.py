@@ -16,7 +16,7 @@ def per_leaf(value: Any, tree: Any, name: str, like: str = "scores") -> list[Any
         return jax.tree.leaves(jax.tree.broadcast(value, tree))
     except ValueError as error:
         raise ValueError(
-            f"{name} must be one number, or a tree of numbers with the structure of "
+            f"{name} must be a number, or a tree of numbers with the structure of "
             f"{like}, {jax.tree.structure(tree)}, or a prefix of it; got "
             f"{jax.tree.structure(value)}."
         ) from error
