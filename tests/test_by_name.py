@@ -64,6 +64,8 @@ def test_one_tree_serves_every_mask():
     sparsities = jp.sparsities(PARAMS, RULES, default=0.5)
     scores = jp.magnitude(PARAMS)
     assert removed(jp.layerwise_mask(scores, sparsities)) == by_layer(TREE)
+    prefix = jp.layerwise_mask(scores, {"blocks": 0.5, "head": 0.0})
+    assert removed(prefix)["blocks"] == [{"attn": 32, "mlp": 80, "scale": 0}] * 2
     rows = removed(jp.row_mask(scores, sparsities))
     assert rows["blocks"][0] == {"attn": 8 * 4, "mlp": 20 * round(0.7 * 8), "scale": 0}
     n = jax.tree.map(lambda s: round(4 * (1 - s)), sparsities)

@@ -311,7 +311,7 @@ def test_the_table_is_aligned_and_narrow():
 def test_a_notebook_shows_the_table():
     params = {"a<b": jnp.ones((2, 4)), "bias": jnp.ones(4)}
     mask = {"a<b": jnp.arange(8).reshape(2, 4) < 2, "bias": jnp.ones(4, bool)}
-    summary = jp.summary(params, mask)
+    summary = jp.summary(params, mask, axis=-2)
     assert repr(summary) == str(summary)
     root = ElementTree.fromstring(f"<div>{summary._repr_html_()}</div>")
     cells = [[cell.text or "" for cell in row] for row in root.iter("tr")]

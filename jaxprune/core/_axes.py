@@ -74,9 +74,9 @@ def numbered(entry: Any, path: str, shape: Sequence[int]) -> tuple[int, ...]:
     if not axes or not all(a in known for a in axes):
         raise ValueError(
             f"The leaf {path} of shape {tuple(shape)} has no axis "
-            f"{', '.join(map(repr, axes)) or 'at all'}: axis numbers one or more, from "
-            f"{-len(shape)} to {len(shape) - 1}. For the inputs of a Flax kernel pass "
-            "axis=-2."
+            f"{', '.join(map(repr, axes))}. Pass one or more axes from "
+            f"{-len(shape)} to {len(shape) - 1}. For the input axis of a Flax kernel "
+            "pass axis=-2."
         )
     return tuple(sorted({a % len(shape) for a in axes}))
 

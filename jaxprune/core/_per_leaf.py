@@ -11,13 +11,12 @@ def is_tree(value: Any) -> bool:
 
 
 def per_leaf(value: Any, tree: Any, name: str, like: str = "scores") -> list[Any]:
-    """Lists the value of each leaf of a tree."""
-    structure = jax.tree.structure(tree)
-    if not is_tree(value):
-        return [value] * structure.num_leaves
-    if jax.tree.structure(value) != structure:
+    """Lists the value of each leaf: the value itself, or from a tree or a prefix."""
+    try:
+        return jax.tree.leaves(jax.tree.broadcast(value, tree))
+    except ValueError as error:
         raise ValueError(
-            f"{name} must be one number, or a tree of numbers with the structure of "
-            f"{like}, {structure}; got {jax.tree.structure(value)}."
-        )
-    return jax.tree.leaves(value)
+            f"{name} must be a number, or a tree of numbers with the structure of "
+            f"{like}, {jax.tree.structure(tree)}, or a prefix of it; got "
+            f"{jax.tree.structure(value)}."
+        ) from error

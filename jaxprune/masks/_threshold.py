@@ -93,8 +93,9 @@ def layerwise_mask(
     Args:
       scores: a tree of floating arrays, larger = keep.
       sparsity: fraction of each leaf removed, in [0, 1): a number for all leaves
-        (uniform), or a tree of numbers with the structure of ``scores``, such as `erk`
-        and `sparsities` return. Numbers of leaves that are not prunable are ignored.
+        (uniform), or a tree of numbers with the structure of ``scores`` or a prefix of
+        it, such as `erk` and `sparsities` return. Numbers of leaves that are not
+        prunable are ignored.
       prunable: which leaves to prune; the remaining leaves are kept whole.
       prior: a mask. Weights that it prunes stay pruned and count toward the sparsity.
 
