@@ -419,3 +419,13 @@ def test_a_shard_decides_on_itself_inside_shard_map_and_pmap(build):
         jax.jit(mapped)({"w": placed})["w"].reshape(blocks.shape), expected
     )
     np.testing.assert_array_equal(jax.pmap(build)({"w": blocks})["w"], expected)
+
+
+def test_apply_mask_takes_trees_with_random_keys():
+    key = jax.random.key(3)
+    params = {"w": jnp.array([1.0, 2.0]), "dropout": key}
+    mask = {"w": jnp.array([False, True]), "dropout": jnp.array(True)}
+    for apply in (jp.apply_mask, jax.jit(jp.apply_mask)):
+        masked = apply(params, mask)
+        assert masked["w"].tolist() == [0.0, 2.0]
+        assert masked["dropout"] == key

@@ -37,10 +37,15 @@ def is_concrete(tree: Any) -> bool:
 
 
 def on_host(tree: Any) -> bool:
-    """Returns whether every leaf is concrete and all of them are on one CPU device."""
+    """Returns whether every leaf is concrete, on one CPU device, and of NumPy's types.
+
+    Random keys are not.
+    """
     if not is_concrete(tree):
         return False
     arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    if any(jnp.issubdtype(array.dtype, jax.dtypes.extended) for array in arrays):
+        return False
     devices = {device for array in arrays for device in array.devices()}
     return len(devices) <= 1 and all(device.platform == "cpu" for device in devices)
 
