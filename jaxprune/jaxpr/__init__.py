@@ -12,6 +12,7 @@ from jaxprune.jaxpr._control import read_jvp as read_jvp
 from jaxprune.jaxpr._control import read_manual_axes as read_manual_axes
 from jaxprune.jaxpr._control import read_scan as read_scan
 from jaxprune.jaxpr._control import read_while as read_while
+from jaxprune.jaxpr._folding import fold as fold
 from jaxprune.jaxpr._primitives import ELEMENTWISE as ELEMENTWISE
 from jaxprune.jaxpr._primitives import PRODUCTS as PRODUCTS
 from jaxprune.jaxpr._primitives import QUOTIENTS as QUOTIENTS

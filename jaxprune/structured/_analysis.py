@@ -55,6 +55,7 @@ def _follow(
         if not _carries_parameter(trace, path, value, paths):
             for axis, labels in enumerate(value.labels):
                 trace.labels.freeze(labels, f"reaches output {path}, axis {axis}")
+    trace.separate()
     return trace, body
 
 

@@ -5,6 +5,8 @@ its labels; combining data joins labels in a union-find. A class of labels with 
 is frozen: its positions are never removed.
 """
 
+from collections.abc import Iterable
+from enum import Enum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,25 +14,80 @@ import numpy as np
 ONE = np.zeros(1, np.int64)  # The label of every dimension of size one: frozen.
 
 
+class Fill(Enum):
+    """How much is known about the removed positions of an axis.
+
+    A number in place of a `Fill` says even more: all of them hold this number.
+    """
+
+    UNKNOWN = 0
+    KNOWN = 1  # Computed from zeros and constants: the replay can tell what they hold.
+    EVEN = 2  # And all of them hold the same number.
+
+    def __lt__(self, other: "Fill") -> bool:
+        """Orders by how much is known."""
+        return self.value < other.value
+
+
 class Value(NamedTuple):
-    """What the trace knows about an array.
+    """What the trace knows about an array in the masked model.
 
     Attributes:
       labels: for every dimension, the label of each position along it.
-      zeros: for every dimension, whether the masked model has 0 at all its removed
-        positions.
+      fills: for every dimension, what its removed positions hold: a `Fill` or a number.
       weight: whether it depends on parameters and constants only, on no input.
-      nil: whether it is 0 everywhere.
+      constant: whether it depends on constants only.
+      number: the number that it holds everywhere, or None.
     """
 
     labels: tuple[np.ndarray, ...]
-    zeros: tuple[bool, ...]
+    fills: tuple[Any, ...]
     weight: bool = False
-    nil: bool = False
+    constant: bool = False
+    number: Any = None
+
+    def fill(self, axis: int) -> Any:
+        """What the removed positions of an axis hold; a scalar is broadcast."""
+        if self.number is not None:
+            return self.number
+        broadcast = axis >= len(self.labels) or len(self.labels[axis]) == 1
+        return Fill.EVEN if broadcast else self.fills[axis]
 
     def zero(self, axis: int) -> bool:
-        """Tells whether the masked model has 0 at the removed positions of an axis."""
-        return self.nil or (self.zeros[axis] and len(self.labels[axis]) != 1)
+        """Tells whether the removed positions of an axis hold 0."""
+        return is_zero(self.fill(axis))
+
+
+def is_zero(fill: Any) -> bool:
+    """Tells whether a fill is the number 0."""
+    return not isinstance(fill, Fill) and bool(fill == 0)
+
+
+def known(fill: Any) -> Fill:
+    """The `Fill` of a result that depends on its operand in any way."""
+    return fill if isinstance(fill, Fill) else Fill.EVEN
+
+
+def closed(value: Value) -> Value:
+    """Forgets all but numbers: the replay does not look beyond a loop or a branch."""
+    fills = tuple(Fill.UNKNOWN if isinstance(f, Fill) else f for f in value.fills)
+    return value._replace(fills=fills, constant=False)
+
+
+def either(fills: Iterable[Any]) -> Any:
+    """The fill of entries each of which comes from one of several arrays."""
+    fills = list(fills)
+    first = fills[0]
+    if all(not isinstance(f, Fill) and bool(f == first) for f in fills):
+        return first
+    return min(map(known, fills))
+
+
+def same_number(numbers: Iterable[Any]) -> Any:
+    """The number that all of several arrays hold, or None."""
+    numbers = list(numbers)
+    known_ = all(n is not None and bool(n == numbers[0]) for n in numbers)
+    return numbers[0] if known_ else None
 
 
 class Labels:

@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend.core import Literal
 
+from jaxprune.jaxpr import fold
 from jaxprune.structured._labels import Value
 from jaxprune.structured._trace import Body, Step
 
@@ -19,14 +20,6 @@ from jaxprune.structured._trace import Body, Step
 _PASSING = {
     *"broadcast_in_dim convert_element_type copy expand_dims reduce_precision".split(),
     *"reshape sharding_constraint squeeze transpose".split(),
-}
-_FOLDED = {
-    "add": np.add,
-    "convert_element_type": lambda x: x,
-    "copy": lambda x: x,
-    "max": np.maximum,
-    "mul": np.multiply,
-    "sub": np.subtract,
 }
 
 
@@ -97,7 +90,9 @@ def _number(atom: Any, made: dict[Any, Step], given: dict[Any, Any]) -> float:
         value = atom.val if isinstance(atom, Literal) else given[atom]
         return np.nan if isinstance(value, Tracer) else float(value)
     step = made.get(atom)
-    if step is None or step.eqn.primitive.name not in _FOLDED:
+    if step is None or any(a.aval.shape for a in step.eqn.invars):
         return np.nan
-    parts = [_number(a, made, given) for a in step.eqn.invars]
-    return float(_FOLDED[step.eqn.primitive.name](*parts))
+    numbers = [_number(a, made, given) for a in step.eqn.invars]
+    known = numbers and all(number == number for number in numbers)
+    found = fold(step.eqn, numbers) if known else None
+    return np.nan if found is None else float(found)

@@ -7,14 +7,14 @@ primitive runs at its new size.
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
+from jaxprune.jaxpr import CALLS, CHECKPOINTS
 from jaxprune.structured._adapters import ADAPTED, plain, take
-from jaxprune.structured._labels import Value
+from jaxprune.structured._labels import Fill, Value, known
 from jaxprune.structured._mean_width import find_means
+from jaxprune.structured._removed import Frame, Removed
 from jaxprune.structured._trace import Body, Step, Trace
 from jaxprune.structured.rules._derivatives import derivative
 
@@ -33,10 +33,14 @@ class Replay:
         self._rules: dict[int, Any] = {}  # By the ids of steps.
 
     def _find_gone(self) -> np.ndarray:
-        roots = self._trace.labels.roots()
-        gone = np.zeros(len(roots), bool)
-        gone[roots[self._removed]] = True
-        return gone[roots]
+        self._roots = self._trace.labels.roots()
+        return self._classes(self._roots[self._removed])
+
+    def _classes(self, roots: np.ndarray) -> np.ndarray:
+        """Tells for every label whether its class has one of these roots."""
+        chosen = np.zeros(len(self._roots), bool)
+        chosen[roots] = True
+        return chosen[self._roots]
 
     @property
     def gone(self) -> np.ndarray:
@@ -76,23 +80,28 @@ class Replay:
             array = take(array, axis, np.flatnonzero(self.kept(row)))
         return array
 
-    def run(self, body: Body, args: Sequence[Any]) -> list[Any]:
+    def run(
+        self,
+        body: Body,
+        args: Sequence[Any],
+        caller: tuple[Frame, Step] | None = None,
+    ) -> list[Any]:
         """Evaluates a body on narrowed arguments."""
-        known: dict[Any, Any] = dict(zip(body.jaxpr.invars, args, strict=True))
+        frame = Frame(body, caller)
+        if caller:
+            caller[0].inner[id(caller[1])] = frame
+        known = frame.known
+        known.update(zip(body.jaxpr.invars, args, strict=True))
         constants = zip(body.consts, body.const_values, strict=True)
         consts = [self.narrowed(c, value) for c, value in constants]
         known.update(zip(body.jaxpr.constvars, consts, strict=True))
 
-        made = {out: step for step in body.steps for out in step.eqn.outvars}
         if self._mean_width == "new":
             self._means.update(find_means(body, args, self.kept))
         for step in body.steps:
             inputs = self._read(step.eqn.invars, step.inputs, known)
             with step.eqn.ctx.manager:
-                outputs = self._step(step, self._operands(step, inputs))
-                summed = step.eqn.primitive.name == "reduce_sum"
-                if summed and id(step) not in self._means:
-                    outputs = [self._completed(step, outputs[0], known, made)]
+                outputs = self._step(frame, step, self._operands(step, inputs))
             known.update(zip(step.eqn.outvars, outputs, strict=True))
         return self._read(body.jaxpr.outvars, body.outputs, known)
 
@@ -104,35 +113,12 @@ class Replay:
             for atom, value in zip(atoms, values, strict=True)
         ]
 
-    def _completed(self, step: Step, total: Any, known: Any, made: Any) -> Any:
-        """Adds to a sum what the removed positions of a filled axis add to it."""
-        (atom,), (value,) = step.eqn.invars, step.inputs
-        for axis in map(int, step.eqn.params["axes"]):
-            gone = int(self._gone[value.labels[axis]].sum())
-            if gone and not value.zero(axis):
-                one = self._fill(atom, value, axis, known, made)
-                one = jnp.sum(one, step.eqn.params["axes"], dtype=total.dtype)
-                total = total + one * np.asarray(gone, total.dtype)
-        return total
-
-    def _fill(
-        self, atom: Any, value: Value, axis: int, known: Any, made: dict[Any, Step]
-    ) -> Any:
-        """The number at the removed positions of a filled axis, with size 1."""
-        (array,) = self._read([atom], [value], known)
-        if axis >= len(value.labels) or len(value.labels[axis]) == 1:
-            return array
-        if value.zero(axis):
-            return jnp.zeros_like(jax.lax.slice_in_dim(array, 0, 1, axis=axis))
-        step = made[atom]
-        if step.eqn.primitive.name == "broadcast_in_dim":
-            shape = list(self.shape(value))
-            shape[axis] = 1
-            inputs = self._read(step.eqn.invars, step.inputs, known)
-            return plain(self, step, inputs, shape=tuple(shape))[0]
-        pairs = zip(step.eqn.invars, step.inputs, strict=True)
-        parts = [self._fill(a, v, axis, known, made) for a, v in pairs]
-        return plain(self, step, self._operands(step, parts))[0]
+    def entered(self, frame: Frame, step: Step) -> Frame:
+        """The frame of a call that was run; one inside `jax.checkpoint` runs again."""
+        if id(step) not in frame.inner:
+            args = self._read(step.eqn.invars, step.inputs, frame.known)
+            self.run(step.bodies[0], args, (frame, step))
+        return frame.inner[id(step)]
 
     def _operands(self, step: Step, args: list[Any]) -> list[Any]:
         """The arguments of a step; a mean over what stays has its new divisor."""
@@ -140,11 +126,58 @@ class Replay:
             return args
         return [args[0], np.asarray(self._means[id(step)], args[0].dtype)]
 
-    def _step(self, step: Step, args: list[Any]) -> Sequence[Any]:
-        if any(map(self.is_narrowed, step.inputs)):
-            return ADAPTED.get(step.eqn.primitive.name, plain)(self, step, args)
-        outputs = plain(self, step, args)  # At full size.
-        return [
-            self.narrowed(out, value)
-            for out, value in zip(outputs, step.outputs, strict=True)
-        ]
+    def _step(self, frame: Frame, step: Step, args: list[Any]) -> Sequence[Any]:
+        name = step.eqn.primitive.name
+        if not any(map(self.is_narrowed, step.inputs)):
+            outputs = plain(self, step, args)  # At full size.
+            return [
+                self.narrowed(out, value)
+                for out, value in zip(outputs, step.outputs, strict=True)
+            ]
+        if name in CALLS - CHECKPOINTS:
+            return self.run(step.bodies[0], args, (frame, step))
+        outputs = ADAPTED.get(name, plain)(self, step, args)
+        summed = SUMMED.get(name)
+        if summed and id(step) not in self._means:
+            for row, fill in summed(step):
+                outputs = [self._completed(frame, step, outputs[0], row, fill)]
+        return outputs
+
+    def _completed(
+        self, frame: Frame, step: Step, total: Any, row: np.ndarray, fill: Any
+    ) -> Any:
+        """Adds to a sum over an axis what its removed positions add to it."""
+        gone = self._gone[row]
+        if not gone.any():
+            return total
+        roots = np.unique(self._roots[row[gone]])
+        roots = roots if fill is Fill.KNOWN else roots[:1]
+        key = roots.tobytes()
+        if key not in frame.cache:
+            frame.cache[key] = Removed(self, self._classes(roots))
+        view = frame.cache[key]
+        (share,) = view.run(frame, step)
+        times = gone.sum() / view.kept(row).sum()
+        return total + (share * np.asarray(times, share.dtype) if times > 1 else share)
+
+
+def _summed_axes(step: Step) -> list[tuple[np.ndarray, Any]]:
+    """The axes of a sum whose removed positions are not 0: labels and fill."""
+    (x,) = step.inputs
+    axes = step.eqn.params["axes"]
+    return [(x.labels[i], x.fill(i)) for i in axes if not x.zero(i)]
+
+
+def _contracted_axes(step: Step) -> list[tuple[np.ndarray, Any]]:
+    """The axes of a matrix product whose removed positions add to it."""
+    (left, right), _ = step.eqn.params["dimension_numbers"]
+    one, other = step.inputs
+    return [
+        (one.labels[i], min(known(one.fill(i)), known(other.fill(j))))
+        for i, j in zip(left, right, strict=True)
+        if not (one.zero(i) or other.zero(j))
+    ]
+
+
+SUMMED = {"dot_general": _contracted_axes, "reduce_sum": _summed_axes}
+"""The sums that are completed."""

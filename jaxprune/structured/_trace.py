@@ -10,8 +10,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from jaxprune.core import _checks
 from jaxprune.jaxpr import open_jaxpr
-from jaxprune.structured._constant_fill import Filled, filled_axes
-from jaxprune.structured._labels import ONE, Labels, Value
+from jaxprune.structured._labels import ONE, Fill, Labels, Value, known
 
 Rule = Callable[["Trace", JaxprEqn, list[Value]], Any]
 """``rule(trace, eqn, values)`` returns what is known of the results, or `Entered`."""
@@ -77,25 +76,25 @@ class Trace:
         self.produced = np.zeros(self.owned, np.int64)
         self.consumed = np.zeros(self.owned, bool)
         self.derives = True  # False inside a derivative rule.
-        self.filled: Filled = {}  # Of the jaxpr that is being walked.
+        self.apart: list[tuple[np.ndarray, np.ndarray]] = []
         self._time = 0
         self._split = 0
 
     def parameters(self) -> list[Value]:
         """The values of the parameters: zero at removed positions."""
-        return [Value(tuple(a), (True,) * len(a), weight=True) for a in self.axes]
+        return [Value(tuple(a), (0,) * len(a), weight=True) for a in self.axes]
 
     def frozen(self, shape: Sequence[int], reason: str) -> Value:
         """An array that cannot be narrowed."""
         named = [
             self.labels.frozen(n, f"{reason}, axis {i}") for i, n in enumerate(shape)
         ]
-        return Value(tuple(named), (False,) * len(named))
+        return Value(tuple(named), (Fill.UNKNOWN,) * len(named))
 
-    def fresh(self, shape: Sequence[int], *, nil: bool = False) -> Value:
+    def fresh(self, shape: Sequence[int], number: Any = None) -> Value:
         """A constant: each of its axes takes the size of the axis that it meets."""
         labels = tuple(self.labels.fresh(n) for n in shape)
-        return Value(labels, (False,) * len(labels), weight=True, nil=nil)
+        return Value(labels, (Fill.KNOWN,) * len(labels), True, True, number)
 
     def count_split(self) -> int:
         """Returns the number of the next split of an axis by a reshape.
@@ -125,6 +124,21 @@ class Trace:
         for a, b in zip(left.labels, right.labels, strict=True):
             self.labels.join(a, b)
 
+    def complete_sum(self, added: Sequence[tuple[np.ndarray, Fill]]) -> bool:
+        """Freezes the axes of a sum to which removed positions add an unknown number.
+
+        The replay adds the share of one axis; ``added`` holds labels and fill of each
+        axis whose removed positions are not 0.
+
+        Returns:
+          Whether removed positions add nothing.
+        """
+        free = [pair for pair in added if not self.labels.is_frozen(pair[0]).all()]
+        for labels, fill in free:
+            if len(free) > 1 or fill is Fill.UNKNOWN:
+                self.freeze_sum(labels)
+        return not free
+
     def freeze_sum(self, labels: np.ndarray) -> None:
         """Freezes an axis that is summed over while its removed positions are not 0."""
         self.labels.freeze(
@@ -135,30 +149,56 @@ class Trace:
         """Follows labels through a jaxpr."""
         jaxpr, consts = open_jaxpr(closed)
         const_values = tuple(self._constant(c) for c in consts)
-        known = dict(zip(jaxpr.constvars, const_values, strict=True))
-        known.update(zip(jaxpr.invars, inputs, strict=True))
+        read = dict(zip(jaxpr.constvars, const_values, strict=True))
+        read.update(zip(jaxpr.invars, inputs, strict=True))
 
-        steps, filled = [], {}
+        steps = []
         for eqn in jaxpr.eqns:
-            self.filled = filled
-            values = [self._read(atom, known) for atom in eqn.invars]
+            values = [self._read(atom, read) for atom in eqn.invars]
             found = self.rules.get(eqn.primitive.name, unknown)(self, eqn, values)
             outputs, bodies = found if isinstance(found, Entered) else (found, ())
-            known.update(zip(eqn.outvars, outputs, strict=True))
-            if eqn.outvars:  # A debug print has none.
-                filled[eqn.outvars[0]] = filled_axes(eqn, values, filled)
+            if all(v.constant for v in values):
+                outputs = [_constant(out) for out in outputs]
+            else:
+                outputs = [out._replace(constant=False) for out in outputs]
+                self._keep_apart(outputs)
+            read.update(zip(eqn.outvars, outputs, strict=True))
             steps.append(Step(eqn, tuple(values), tuple(outputs), bodies))
-        outputs = tuple(self._read(atom, known) for atom in jaxpr.outvars)
+        outputs = tuple(self._read(atom, read) for atom in jaxpr.outvars)
         return Body(
             jaxpr, tuple(consts), const_values, tuple(inputs), tuple(steps), outputs
         )
 
-    def _read(self, atom: Any, known: dict[Any, Value]) -> Value:
-        return self._constant(atom.val) if isinstance(atom, Literal) else known[atom]
+    def _keep_apart(self, values: Sequence[Value]) -> None:
+        """Records axes of one array that must not share labels.
+
+        The replay computes removed positions of an axis with the rest of the array
+        narrowed, so none of its other axes may be removed with it.
+        """
+        for value in values:
+            for axis, fill in enumerate(value.fills):
+                if not isinstance(fill, Fill) or fill is Fill.UNKNOWN:
+                    continue
+                rows = [row for i, row in enumerate(value.labels) if i != axis]
+                for row in rows:
+                    if len(row) > 1 < len(value.labels[axis]):
+                        self.apart.append((value.labels[axis], row))
+
+    def separate(self) -> None:
+        """Freezes the labels that two axes share although they must be apart."""
+        for left, right in self.apart:
+            a, b = self.labels.find(left), self.labels.find(right)
+            shared = np.intersect1d(a, b)
+            if len(shared):
+                self.labels.freeze(shared, "two axes of an array share its channels")
+
+    def _read(self, atom: Any, read: dict[Any, Value]) -> Value:
+        if isinstance(atom, Literal):
+            return self._constant(atom.val)
+        return read[atom]
 
     def _constant(self, value: Any) -> Value:
-        nil = np.ndim(value) == 0 and _checks.is_concrete(value) and _is_zero(value)
-        return self.fresh(np.shape(value), nil=nil)
+        return self.fresh(np.shape(value), _number(value))
 
 
 def unknown(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
@@ -178,10 +218,24 @@ def shape_of(atom: Any) -> tuple[int, ...]:
     return tuple(atom.aval.shape)
 
 
-def _is_zero(value: Any) -> bool:
+def _constant(value: Value) -> Value:
+    """Marks an array as computed from constants alone."""
+    fills = tuple(
+        max(known(f), Fill.KNOWN) if isinstance(f, Fill) else f for f in value.fills
+    )
+    return value._replace(fills=fills, constant=True)
+
+
+def _number(value: Any) -> Any:
+    """The number that a constant holds everywhere; None if there is none."""
     kind = getattr(value, "dtype", None)
     if kind == jax.dtypes.float0:  # The tangent of an integer.
-        return True
-    if kind is not None and jnp.issubdtype(kind, jax.dtypes.prng_key):
-        return False
-    return bool(np.asarray(value) == 0)
+        return 0
+    if isinstance(value, bool | int | float | complex):  # As jax types literals.
+        return value if value == value else None
+    if kind is None or jnp.issubdtype(kind, jax.dtypes.prng_key):
+        return None
+    if not (_checks.on_host(value) or (_checks.is_concrete(value) and not value.shape)):
+        return None  # Large arrays are not fetched from a device.
+    first = np.asarray(value).reshape(-1)[:1]
+    return first[0] if first.size and np.all(value == first) else None

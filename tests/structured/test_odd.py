@@ -134,7 +134,7 @@ def loss_gradient(p, x):
 
 
 def summed_logs(p, x):
-    # Of n zeros it is log n, so masked channels add to the squares.
+    # Of n zeros it is log n, so the small function adds squares of the removed ones.
     return jnp.sum(jax.lax.cumlogsumexp(x @ p["w"], axis=0) ** 2, -1)
 
 
@@ -183,10 +183,10 @@ MODELS = {
     channel_shuffle: 1, pixel_shuffle: 1, space_to_depth: 1, weight_norm: 1,
     low_rank: 2, gates: 1, padded_shortcut: 1, rolled: 1, reversed_channels: 1,
     every_other: 1, static_lookup: 0, written_in_place: 0, largest: 0, best_few: 0,
-    regularised: 1, gram: 0, distances: 1, cosine: 0, one_position: 1, shifted: 0,
+    regularised: 1, gram: 0, distances: 1, cosine: 1, one_position: 1, shifted: 0,
     tokens_alone: 1, outer: 1, loss_gradient: 2, chunks: 1, halves_that_cross: 1,
-    transposed_convolution: 1, mapped: 1, per_channel_loop: 0, summed_logs: 0,
-    filled: 0, of_nothing: 0,
+    transposed_convolution: 1, mapped: 1, per_channel_loop: 0, summed_logs: 1,
+    filled: 1, of_nothing: 0,
 }  # fmt: skip
 
 

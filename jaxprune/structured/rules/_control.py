@@ -12,7 +12,7 @@ from jaxprune.jaxpr import (
     read_scan,
     read_while,
 )
-from jaxprune.structured._labels import Value
+from jaxprune.structured._labels import Fill, Value, closed, either, same_number
 from jaxprune.structured._trace import Entered, Trace
 
 
@@ -23,22 +23,22 @@ def _call(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Any:
 
 def _scan(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Any:
     scan = read_scan(eqn)
-    consts, carry, xs = scan.split(values)
+    consts, carry, xs = scan.split([closed(v) for v in values])
     for x in xs:
         trace.labels.freeze(x.labels[0], "scan runs along it")
-    slices = [x._replace(labels=x.labels[1:], zeros=x.zeros[1:]) for x in xs]
+    slices = [x._replace(labels=x.labels[1:], fills=x.fills[1:]) for x in xs]
     carry, body = _settled(trace, scan.body, consts, carry, slices)
     stacked = []
-    for y in body.outputs[scan.carry :]:
+    for y in map(closed, body.outputs[scan.carry :]):
         along = trace.labels.frozen(scan.length, "scan stacks its results along it")
-        zeros = (False, *y.zeros)
-        stacked.append(y._replace(labels=(along, *y.labels), zeros=zeros))
+        fills = (Fill.UNKNOWN, *y.fills)
+        stacked.append(y._replace(labels=(along, *y.labels), fills=fills))
     return Entered([*carry, *stacked], (body,))
 
 
 def _while(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Any:
     loop = read_while(eqn)
-    tests, consts, carry = loop.split(values)
+    tests, consts, carry = loop.split([closed(v) for v in values])
     carry, body = _settled(trace, loop.body, consts, carry, [])
     test = trace.walk(loop.test, [*tests, *carry])
     return Entered(carry, (test, body))
@@ -46,7 +46,7 @@ def _while(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Any:
 
 def _settled(
     trace: Trace,
-    closed: Any,
+    body_jaxpr: Any,
     consts: Sequence[Value],
     carry: Sequence[Value],
     xs: Sequence[Value],
@@ -54,22 +54,20 @@ def _settled(
     """Walks a loop's body until no more is forgotten about its carry."""
     carry = list(carry)
     while True:
-        body = trace.walk(closed, [*consts, *carry, *xs])
+        body = trace.walk(body_jaxpr, [*consts, *carry, *xs])
         after = []
         for before, found in zip(carry, body.outputs, strict=False):
             trace.join(before, found)
             after.append(_both(before, found))
-        if all(
-            a.zeros == b.zeros and a[2:] == b[2:]
-            for a, b in zip(after, carry, strict=True)
-        ):
+        if all(a[1:] == b[1:] for a, b in zip(after, carry, strict=True)):
             return carry, body
         carry = after
 
 
 def _cond(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Any:
-    bodies = tuple(trace.walk(b, values[1:]) for b in read_branches(eqn))
-    outputs = list(bodies[0].outputs)
+    operands = [closed(v) for v in values[1:]]
+    bodies = tuple(trace.walk(b, operands) for b in read_branches(eqn))
+    outputs = [closed(out) for out in bodies[0].outputs]
     for body in bodies[1:]:
         for i, found in enumerate(body.outputs):
             trace.join(outputs[i], found)
@@ -81,10 +79,10 @@ def _cond(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Any:
 
 def _both(left: Value, right: Value) -> Value:
     """What is known of an array that is one of two arrays with joined labels."""
-    zeros = tuple(left.zero(i) and right.zero(i) for i in range(len(left.zeros)))
-    return Value(
-        left.labels, zeros, left.weight and right.weight, left.nil and right.nil
-    )
+    fills = tuple(either((left.fill(i), right.fill(i))) for i in range(len(left.fills)))
+    number = same_number((left.number, right.number))
+    weight = left.weight and right.weight
+    return closed(Value(left.labels, fills, weight, number=number))
 
 
 RULES = {

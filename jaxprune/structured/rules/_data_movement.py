@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jax.extend.core import JaxprEqn
 
-from jaxprune.structured._labels import ONE, Value
+from jaxprune.structured._labels import ONE, Fill, Value, either, same_number
 from jaxprune.structured._trace import Trace, shape_of
 
 
@@ -13,7 +13,7 @@ def _transpose(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     del trace
     (x,), order = values, eqn.params["permutation"]
     labels = tuple(x.labels[i] for i in order)
-    return [x._replace(labels=labels, zeros=tuple(x.zeros[i] for i in order))]
+    return [x._replace(labels=labels, fills=tuple(x.fills[i] for i in order))]
 
 
 def _squeeze(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
@@ -37,12 +37,12 @@ def _broadcast(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
 
 def _placed(trace: Trace, x: Value, order: Sequence[int], eqn: JaxprEqn) -> list[Value]:
     """Puts the axes of a value in order; an axis -1 is new, of any size."""
-    labels, zeros = [], []
+    labels, fills = [], []
     for axis, size in zip(order, shape_of(eqn.outvars[0]), strict=True):
         stays = axis >= 0 and len(x.labels[axis]) == size
         labels.append(x.labels[axis] if stays else trace.labels.fresh(size))
-        zeros.append(stays and x.zeros[axis])
-    return [x._replace(labels=tuple(labels), zeros=tuple(zeros))]
+        fills.append(x.fills[axis] if stays else Fill.EVEN)
+    return [x._replace(labels=tuple(labels), fills=tuple(fills))]
 
 
 def _rev(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
@@ -87,28 +87,34 @@ def _picked(
 
 def _concatenate(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     axis = eqn.params["dimension"]
-    labels, zeros = [], []
+    labels, fills = [], []
     for i in range(len(values[0].labels)):
         rows = [v.labels[i] for v in values]
         for row in rows[1:] if i != axis else ():
             trace.labels.join(rows[0], row)
         labels.append(np.concatenate(rows) if i == axis else rows[0])
-        zeros.append(all(v.zero(i) for v in values))
-    weight, nil = all(v.weight for v in values), all(v.nil for v in values)
-    return [Value(tuple(labels), tuple(zeros), weight, nil)]
+        fill = either(v.fill(i) for v in values)
+        fills.append(Fill.UNKNOWN if i == axis and isinstance(fill, Fill) else fill)
+    weight, number = (
+        all(v.weight for v in values),
+        same_number(v.number for v in values),
+    )
+    return [Value(tuple(labels), tuple(fills), weight, number=number)]
 
 
 def _stack(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     axis, first = eqn.params["axis"], values[0]
     for value in values[1:]:
-        for row, other in zip(first.labels, value.labels, strict=True):
-            trace.labels.join(row, other)
-    zeros = [all(v.zero(i) for v in values) for i in range(len(first.labels))]
+        trace.join(first, value)
+    fills = [either(v.fill(i) for v in values) for i in range(len(first.labels))]
     along = trace.labels.frozen(len(values), "arrays are stacked along it")
     labels = [*first.labels[:axis], along, *first.labels[axis:]]
-    zeros.insert(axis, False)
-    weight, nil = all(v.weight for v in values), all(v.nil for v in values)
-    return [Value(tuple(labels), tuple(zeros), weight, nil)]
+    fills.insert(axis, Fill.UNKNOWN)
+    weight, number = (
+        all(v.weight for v in values),
+        same_number(v.number for v in values),
+    )
+    return [Value(tuple(labels), tuple(fills), weight, number=number)]
 
 
 def _unstack(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
@@ -116,7 +122,7 @@ def _unstack(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     trace.labels.freeze(x.labels[axis], "its positions are singled out")
     rest = [i for i in range(len(x.labels)) if i != axis]
     labels = tuple(x.labels[i] for i in rest)
-    part = x._replace(labels=labels, zeros=tuple(x.zeros[i] for i in rest))
+    part = x._replace(labels=labels, fills=tuple(x.fills[i] for i in rest))
     return [part] * len(eqn.outvars)
 
 
@@ -131,23 +137,24 @@ def _tile(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
 
 def _pad(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     x, filler = values
-    labels, shape = [], shape_of(eqn.outvars[0])
+    labels, fills, shape = [], [], shape_of(eqn.outvars[0])
     config = zip(x.labels, eqn.params["padding_config"], shape, strict=True)
-    for row, (low, high, inner), size in config:
-        new = row
+    for i, (row, (low, high, inner), size) in enumerate(config):
+        new, fill = row, either((x.fill(i), filler.fill(0)))
         if min(low, high) < 0 or inner or (len(row) == 1 and size > 1):
             trace.labels.freeze(row, "it is cropped or spaced by a pad")
             new = trace.labels.frozen(size, "it is cropped or spaced by a pad")
         elif low or high:
             edge = trace.labels.frozen(2, "padding")[:1]
             new = np.concatenate([np.repeat(edge, low), row, np.repeat(edge, high)])
+        if len(new) != len(row) and isinstance(fill, Fill):
+            fill = Fill.UNKNOWN
         labels.append(new)
-    weight = x.weight and filler.weight
-    zeros = tuple(
-        x.zero(i) and (filler.nil or len(n) == len(labels[i]))
-        for i, n in enumerate(x.labels)
-    )
-    return [Value(tuple(labels), zeros, weight, x.nil and filler.nil)]
+        fills.append(fill)
+    number = same_number((x.number, filler.number))
+    return [
+        Value(tuple(labels), tuple(fills), x.weight and filler.weight, number=number)
+    ]
 
 
 RULES = {

@@ -18,7 +18,7 @@ from jaxprune.jaxpr import (
     read_custom_consts,
     read_jvp,
 )
-from jaxprune.structured._labels import Value
+from jaxprune.structured._labels import Fill, Value, closed
 from jaxprune.structured._trace import Body, Entered, Trace
 
 
@@ -53,12 +53,14 @@ class Pullback(NamedTuple):
 
 
 def _custom(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Any:
+    values = [closed(v) for v in values]
     body = trace.walk(read_call(eqn), values)
+    outputs = [closed(out) for out in body.outputs]
     if trace.derives:  # A rule may call its own function; follow it once.
         trace.derives = False
-        derivative(trace, eqn, values, body.outputs)
+        derivative(trace, eqn, values, outputs)
         trace.derives = True
-    return Entered(body.outputs, (body,))
+    return Entered(outputs, (body,))
 
 
 def derivative(
@@ -147,7 +149,7 @@ def _pullback_jaxprs(
 
 
 def _unknown_zeros(value: Value) -> Value:
-    return Value(value.labels, (False,) * len(value.labels))
+    return Value(value.labels, (Fill.UNKNOWN,) * len(value.labels))
 
 
 def _join_all(trace: Trace, found: Sequence[Value], wanted: Sequence[Value]) -> None:

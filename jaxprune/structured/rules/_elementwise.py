@@ -1,60 +1,74 @@
 """Rules of the elementwise primitives."""
 
+from typing import Any
+
 from jax.extend.core import JaxprEqn
 
 from jaxprune.jaxpr import (
+    ELEMENTWISE,
     PRODUCTS,
     QUOTIENTS,
-    ZERO_FORGETTING,
     ZERO_PRESERVING_BINARY,
     ZERO_PRESERVING_UNARY,
+    fold,
 )
-from jaxprune.structured._labels import ONE, Value
+from jaxprune.structured._labels import (
+    ONE,
+    Fill,
+    Value,
+    either,
+    is_zero,
+    known,
+)
 from jaxprune.structured._trace import Trace, shape_of, unknown
 
+_ZERO_PRESERVING = ZERO_PRESERVING_UNARY | ZERO_PRESERVING_BINARY
 
-def _keeping(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
+
+def _elementwise(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     met = _met(trace, eqn, values)
-    zeros = [all(v.zero(i) for v in _ranked(values, i)) for i in range(len(met.zeros))]
-    scalars_zero = all(v.nil for v in values if not v.labels)
-    zeros = tuple(z and scalars_zero for z in zeros)
-    return [met._replace(zeros=zeros, nil=all(v.nil for v in values))]
-
-
-def _products(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
-    met = _met(trace, eqn, values)
-    zeros = tuple(
-        any(v.zero(i) for v in _ranked(values, i)) for i in range(len(met.zeros))
+    fills = [
+        _computed(eqn, [v.fill(i) for v in values]) for i in range(len(met.labels))
+    ]
+    number = _computed(
+        eqn, [Fill.EVEN if v.number is None else v.number for v in values]
     )
-    return [met._replace(zeros=zeros, nil=any(v.nil for v in values))]
+    number = None if isinstance(number, Fill) else number
+    return [met._replace(fills=tuple(fills), number=number)]
 
 
-def _quotient(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
-    # If the divisor of a removed position is 0 too, the masked model has a NaN there.
-    met, top = _met(trace, eqn, values), values[0]
-    zeros = tuple(bool(top.labels) and top.zero(i) for i in range(len(met.zeros)))
-    return [met._replace(zeros=zeros, nil=top.nil)]
+def _computed(eqn: JaxprEqn, fills: list[Any]) -> Any:
+    """What an elementwise primitive makes of entries with these fills."""
+    name = eqn.primitive.name
+    zeros = [is_zero(fill) for fill in fills]
+    if name == "select_n":
+        return _selected(fills)
+    if name in PRODUCTS and any(zeros):
+        return 0
+    if name in QUOTIENTS and zeros[0]:
+        return 0  # If the divisor is 0 too, the masked model has a NaN there.
+    if name in _ZERO_PRESERVING and all(zeros):
+        return 0
+    if not any(isinstance(fill, Fill) for fill in fills):
+        found = fold(eqn, fills)
+        return Fill.EVEN if found is None else found
+    return min(map(known, fills))
 
 
-def _integer_pow(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
-    return (_keeping if eqn.params["y"] > 0 else _forgetting)(trace, eqn, values)
-
-
-def _select(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
-    met = _met(trace, eqn, values)
-    cases = values[1:]
-    zeros = tuple(all(v.zero(i) for v in cases) for i in range(len(met.zeros)))
-    return [met._replace(zeros=zeros, nil=all(v.nil for v in cases))]
-
-
-def _forgetting(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
-    return [_met(trace, eqn, values)]
+def _selected(fills: list[Any]) -> Any:
+    which, *cases = fills
+    if not isinstance(which, Fill):
+        return cases[int(which)]
+    found = either(cases)
+    return min(found, which) if isinstance(found, Fill) else found
 
 
 def _bitcast(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
+    (x,) = values
     if shape_of(eqn.invars[0]) != shape_of(eqn.outvars[0]):
         return unknown(trace, eqn, values)
-    return _forgetting(trace, eqn, values)
+    met = _met(trace, eqn, values)
+    return [met._replace(fills=tuple(known(x.fill(i)) for i in range(len(met.labels))))]
 
 
 def _identity(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
@@ -75,7 +89,7 @@ def _met(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> Value:
         owned = [row for row in rows if row.size and row[0] < trace.owned]
         labels.append((owned or rows)[0])  # A parameter's own labels say what it is.
     weight = all(v.weight for v in values)
-    return Value(tuple(labels), (False,) * len(labels), weight)
+    return Value(tuple(labels), (Fill.UNKNOWN,) * len(labels), weight)
 
 
 def _ranked(values: list[Value], axis: int) -> list[Value]:
@@ -83,13 +97,7 @@ def _ranked(values: list[Value], axis: int) -> list[Value]:
 
 
 RULES = {
-    **dict.fromkeys(ZERO_PRESERVING_UNARY, _keeping),
-    **dict.fromkeys(ZERO_PRESERVING_BINARY, _keeping),
-    **dict.fromkeys(PRODUCTS, _products),
-    **dict.fromkeys(QUOTIENTS, _quotient),
-    **dict.fromkeys(ZERO_FORGETTING, _forgetting),
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
     "bitcast_convert_type": _bitcast,
-    "integer_pow": _integer_pow,
     "optimization_barrier": _identity,
-    "select_n": _select,
 }

@@ -6,10 +6,10 @@ adds.
 
 FROZEN = frozenset(
     # Linear algebra mixes the positions of an axis.
-    "cholesky eig eigh fft hessenberg householder_product lu qr schur svd "
+    "cholesky eig eigh hessenberg householder_product lu qr schur svd "
     "custom_linear_solve triangular_solve tridiagonal tridiagonal_solve "
-    # Scatters, and reductions by a user's function.
-    "reduce reduce_window scatter scatter-add scatter-max scatter-min scatter-mul "
+    # Reductions by a user's function, and gradients of pooling.
+    "reduce reduce_window "
     "approx_top_k select_and_gather_add select_and_scatter select_and_scatter_add "
     # Collectives: mesh axes are not array axes.
     "all_gather all_to_all axis_index pmax pmin ppermute psum ragged_all_to_all "

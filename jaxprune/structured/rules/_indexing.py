@@ -1,9 +1,20 @@
-"""Rules of lookups and of slices at positions that are only known when it runs."""
+"""Rules of reads and writes at indices: lookups, scatters, dynamic slices."""
 
+from typing import Any
+
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
 
-from jaxprune.structured._labels import ONE, Value
+from jaxprune.structured._labels import (
+    ONE,
+    Fill,
+    Value,
+    either,
+    is_zero,
+    known,
+    same_number,
+)
 from jaxprune.structured._trace import Trace, shape_of
 
 
@@ -11,32 +22,60 @@ def _gather(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     x, indices = values
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     out = shape_of(eqn.outvars[0])
+    batch = dict(
+        zip(
+            numbers.start_indices_batching_dims,
+            numbers.operand_batching_dims,
+            strict=True,
+        )
+    )
     whole = [n == len(row) for n, row in zip(sizes, x.labels, strict=True)]
     for i, row in enumerate(x.labels):
-        if not whole[i]:
+        if not whole[i] and i not in batch.values():
             trace.labels.freeze(row, "it is looked up by an index")
-    fills = eqn.params["fill_value"] not in (None, 0)
-    batch = [i for i in range(len(out)) if i not in numbers.offset_dims]
+    trace.labels.freeze(indices.labels[-1], "it is an index")
+    filler = _filler(eqn)
+    labels: list[np.ndarray] = [ONE] * len(out)
+    fills: list[Any] = [Fill.UNKNOWN] * len(out)
+    rows = [o for o in range(len(out)) if o not in numbers.offset_dims]
+    for j, o in enumerate(rows):
+        labels[o] = indices.labels[j]
+        if j in batch:  # Each position along it is looked up on its own.
+            trace.labels.join(labels[o], x.labels[batch[j]])
+            fills[o] = _moved(either((x.fill(batch[j]), *filler)), indices.fill(j))
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     kept = [i for i in range(len(x.labels)) if i not in gone]
-    labels: list[np.ndarray] = [ONE] * len(out)
-    zeros = [False] * len(out)
-    for o, row in zip(batch, indices.labels[:-1], strict=True):
-        labels[o] = row
-    trace.labels.freeze(indices.labels[-1], "it is an index")
     for o, i in zip(numbers.offset_dims, kept, strict=True):
-        labels[o] = x.labels[i] if whole[i] else trace.labels.frozen(out[o], "a lookup")
-        zeros[o] = whole[i] and x.zeros[i] and not fills
-        if x.weight and not indices.weight and whole[i]:
+        if not whole[i]:
+            labels[o] = trace.labels.frozen(out[o], "a lookup")
+            continue
+        labels[o], fills[o] = x.labels[i], either((x.fill(i), *filler))
+        if x.weight and not indices.weight:
             trace.produce(x.labels[i])
-    return [
-        Value(
-            tuple(labels),
-            tuple(zeros),
-            x.weight and indices.weight,
-            x.nil and not fills,
-        )
-    ]
+    number = same_number((x.number, *filler))
+    weight = x.weight and indices.weight
+    return [Value(tuple(labels), tuple(fills), weight, number=number)]
+
+
+def _moved(fill: Any, by: Any) -> Any:
+    """The fill of entries that other entries put in order: a number stays."""
+    return min(fill, known(by)) if isinstance(fill, Fill) else fill
+
+
+def _filler(eqn: JaxprEqn) -> list[Any]:
+    """The number that stands for lookups out of range, if they have a meaning.
+
+    By default they fill with NaN, or with the outermost integer: such indices are taken
+    to be errors.
+    """
+    number, dtype = eqn.params["fill_value"], eqn.invars[0].aval.dtype  # pyright: ignore[reportAttributeAccessIssue]
+    if number is None or number != number:
+        return []
+    if jnp.issubdtype(dtype, jnp.integer):
+        bounds = jnp.iinfo(dtype)
+        if number == (bounds.min or bounds.max):
+            return []
+    return [number]
 
 
 def _dynamic_slice(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
@@ -57,13 +96,69 @@ def _update(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
         else:
             for part in (old, row):
                 trace.labels.freeze(part, "it is written at a dynamic place")
-    zeros = tuple(x.zero(i) and new.zero(i) for i in range(len(x.labels)))
+    fills = tuple(either((x.fill(i), new.fill(i))) for i in range(len(x.labels)))
+    number = same_number((x.number, new.number))
     weight = all(v.weight for v in values)
-    return [Value(x.labels, zeros, weight, x.nil and new.nil)]
+    return [Value(x.labels, fills, weight, number=number)]
+
+
+def _scatter(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
+    x, indices, new = values
+    numbers = eqn.params["dimension_numbers"]
+    trace.labels.freeze(indices.labels[-1], "it is an index")
+    batch = dict(
+        zip(
+            numbers.scatter_indices_batching_dims,
+            numbers.operand_batching_dims,
+            strict=True,
+        )
+    )
+    fills: list[Any] = [Fill.UNKNOWN] * len(x.labels)
+    rows = [u for u in range(len(new.labels)) if u not in numbers.update_window_dims]
+    for j, u in enumerate(rows):
+        trace.labels.join(indices.labels[j], new.labels[u])
+        if j in batch:  # Each position along it is written on its own.
+            i = batch[j]
+            trace.labels.join(x.labels[i], new.labels[u])
+            fills[i] = _moved(_written(eqn, x.fill(i), new.fill(u)), indices.fill(j))
+        else:
+            trace.labels.freeze(new.labels[u], "it is written at an index")
+    for i in numbers.inserted_window_dims:
+        trace.labels.freeze(x.labels[i], "it is written at an index")
+    gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
+    kept = [i for i in range(len(x.labels)) if i not in gone]
+    for i, u in zip(kept, numbers.update_window_dims, strict=True):
+        if len(x.labels[i]) == len(new.labels[u]):
+            trace.labels.join(x.labels[i], new.labels[u])
+            fills[i] = _written(eqn, x.fill(i), new.fill(u))
+        else:
+            for row in (x.labels[i], new.labels[u]):
+                trace.labels.freeze(row, "it is written at an index")
+    weight = all(v.weight for v in values)
+    return [Value(x.labels, tuple(fills), weight)]
+
+
+def _written(eqn: JaxprEqn, old: Any, new: Any) -> Any:
+    """What a scatter makes of entries with these fills."""
+    name = eqn.primitive.name
+    if name == "scatter" and eqn.params["update_jaxpr"] is not None:
+        return Fill.UNKNOWN  # By a function of the user's.
+    if name == "scatter-mul" and is_zero(old):
+        return old
+    found = either((old, new))
+    if name in ("scatter-add", "scatter-mul", "scatter-sub") and not is_zero(found):
+        return known(found)
+    return found
 
 
 RULES = {
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _update,
     "gather": _gather,
+    "scatter": _scatter,
+    "scatter-add": _scatter,
+    "scatter-max": _scatter,
+    "scatter-min": _scatter,
+    "scatter-mul": _scatter,
+    "scatter-sub": _scatter,
 }

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jax.extend.core import JaxprEqn
 
-from jaxprune.structured._labels import ONE, Value
+from jaxprune.structured._labels import ONE, Fill, Value
 from jaxprune.structured._trace import Trace, shape_of
 
 
@@ -14,19 +15,19 @@ def _reshape(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     (x,), shape = values, shape_of(eqn.outvars[0])
     old = tuple(len(n) for n in x.labels)
     labels: list[np.ndarray] = [ONE] * len(shape)
-    zeros = [False] * len(shape)
+    fills: list[Any] = [Fill.UNKNOWN] * len(shape)
     if 0 in old:
         return [trace.frozen(shape, "it is empty")]
     for before, after in _blocks(old, shape):
         if [old[i] for i in before] == [shape[o] for o in after]:
             for i, o in zip(before, after, strict=True):
-                labels[o], zeros[o] = x.labels[i], x.zeros[i]
+                labels[o], fills[o] = x.labels[i], x.fills[i]
             continue
-        flat, zero = _merged(trace, x, before)
+        flat, fill = _merged(trace, x, before)
         parts = _parted(trace, flat, [shape[o] for o in after])
         for o, part in zip(after, parts, strict=True):
-            labels[o], zeros[o] = part, zero
-    return [x._replace(labels=tuple(labels), zeros=tuple(zeros))]
+            labels[o], fills[o] = part, fill
+    return [x._replace(labels=tuple(labels), fills=tuple(fills))]
 
 
 def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list, list]]:
@@ -49,7 +50,7 @@ def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list, list]]:
     return blocks
 
 
-def _merged(trace: Trace, x: Value, axes: list[int]) -> tuple[np.ndarray, bool]:
+def _merged(trace: Trace, x: Value, axes: list[int]) -> tuple[np.ndarray, Any]:
     """Labels of axes merged into one: those of the axis whose channels can be removed.
 
     If several axes qualify, an axis of a parameter wins over a broadcast axis, then an
@@ -71,7 +72,8 @@ def _merged(trace: Trace, x: Value, axes: list[int]) -> tuple[np.ndarray, bool]:
     shape[best] = len(rows[best])
     sizes = [len(row) for row in rows]
     flat = np.broadcast_to(rows[best].reshape(shape), sizes).reshape(-1)
-    return flat, x.zeros[axes[best]]
+    fill = x.fills[axes[best]]  # A number, or not even along the other axes.
+    return flat, min(fill, Fill.KNOWN) if isinstance(fill, Fill) else fill
 
 
 def _parted(trace: Trace, flat: np.ndarray, shape: list[int]) -> list[np.ndarray]:
