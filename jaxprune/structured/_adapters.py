@@ -12,13 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.jaxpr._control import (
-    CALLS,
-    CHECKPOINTS,
-    read_custom_consts,
-    read_scan,
-    read_while,
-)
+from jaxprune.jaxpr import read_custom_consts, read_scan, read_while
 from jaxprune.structured._trace import Step
 
 ADAPTED: dict[str, Callable[..., Any]] = {}
@@ -118,22 +112,6 @@ def _convolution(replay: Any, step: Step, args: list[Any]) -> Sequence[Any]:
     if groups > 1:
         groups = args[0].shape[left[1]] // args[1].shape[right[1]]
     return plain(replay, step, args, feature_group_count=groups)
-
-
-@_adapts(*(CALLS - CHECKPOINTS))
-def _call(replay: Any, step: Step, args: list[Any]) -> Sequence[Any]:
-    return replay.run(step.bodies[0], args)
-
-
-@_adapts(*CHECKPOINTS)
-def _checkpoint(replay: Any, step: Step, args: list[Any]) -> Sequence[Any]:
-    at = step.eqn.params
-    run = jax.checkpoint(
-        lambda *xs: replay.run(step.bodies[0], xs),
-        prevent_cse=at["prevent_cse"],
-        policy=at["policy"],
-    )
-    return run(*args)
 
 
 @_adapts("custom_jvp_call")

@@ -104,9 +104,11 @@ def channel_groups(fn: Callable[..., Any], params: Any, *inputs: Any) -> Groups:
     setting all its slices to 0 gives the same outputs as removing them. Channels in
     the same axes of the same leaves form a group.
 
-    A sum over channels is followed if each removed channel adds 0 to it, or if all
-    removed channels add the same number (the squared mean, in a variance). So norms
-    over channels are followed, but softmax and maxima over channels freeze them. An
+    A sum over channels is followed if the share of the removed channels is known: they
+    are 0, or computed from zeros and constants (the squared mean in a variance, fixed
+    positions that are added before a norm). So norms over channels are followed, but
+    softmax and maxima over channels freeze them. Lookups are assumed to be in range,
+    unless they fill with a number of the user's (not NaN, not the dtype's default). An
     output that is the new value of a parameter (running statistics) is narrowed with
     the parameter. It must have the parameter's labels, and its path must end in the
     same two names (or the same name, if either path has only one; indices into

@@ -7,7 +7,8 @@ is frozen: its positions are never removed.
 
 from collections.abc import Iterable
 from enum import Enum
-from typing import Any, NamedTuple
+from operator import index
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
@@ -46,14 +47,15 @@ class Value(NamedTuple):
     constant: bool = False
     number: Any = None
 
-    def fill(self, axis: int) -> Any:
+    def fill(self, axis: SupportsIndex) -> Any:
         """What the removed positions of an axis hold; a scalar is broadcast."""
         if self.number is not None:
             return self.number
-        broadcast = axis >= len(self.labels) or len(self.labels[axis]) == 1
-        return Fill.EVEN if broadcast else self.fills[axis]
+        if index(axis) >= len(self.labels) or len(self.labels[axis]) == 1:
+            return Fill.EVEN
+        return self.fills[axis]
 
-    def zero(self, axis: int) -> bool:
+    def zero(self, axis: SupportsIndex) -> bool:
         """Tells whether the removed positions of an axis hold 0."""
         return is_zero(self.fill(axis))
 

@@ -14,7 +14,7 @@ from jax.extend.core import Literal
 
 from jaxprune.jaxpr import fold
 from jaxprune.structured._labels import Value
-from jaxprune.structured._trace import Body, Step
+from jaxprune.structured._trace import Body, Step, shape_of
 
 # A sum may pass through these before it is divided: its numbers do not change.
 _PASSING = {
@@ -84,13 +84,13 @@ def _divisions(total: Any, uses: dict[Any, list[Step]], outputs: set) -> list[St
 
 def _number(atom: Any, made: dict[Any, Step], given: dict[Any, Any]) -> float:
     """A scalar that is known while tracing; NaN if it is not."""
-    if atom.aval.shape:
+    if shape_of(atom):
         return np.nan
     if isinstance(atom, Literal) or atom in given:
         value = atom.val if isinstance(atom, Literal) else given[atom]
         return np.nan if isinstance(value, Tracer) else float(value)
     step = made.get(atom)
-    if step is None or any(a.aval.shape for a in step.eqn.invars):
+    if step is None or any(map(shape_of, step.eqn.invars)):
         return np.nan
     numbers = [_number(a, made, given) for a in step.eqn.invars]
     known = numbers and all(number == number for number in numbers)

@@ -21,24 +21,20 @@ from jaxprune.structured._trace import Body, Step
 
 
 class Frame:
-    """One run of a body: its narrowed arrays, and the frame that called it."""
+    """One run of a body: its narrowed arrays, and the step of a frame that runs it.
 
-    def __init__(self, body: Body, caller: "tuple[Frame, Step] | None") -> None:
-        """Starts with no arrays; ``caller`` is the frame and step that run the body."""
+    ``views`` and ``full`` are shared by the frames of one function that JAX traces, as
+    the arrays that they hold are valid in that function only.
+    """
+
+    def __init__(self, body: Body, caller: "tuple[Frame, Step] | None" = None) -> None:
+        """Starts without arrays."""
         self.body, self.caller = body, caller
         self.known: dict[Any, Any] = {}
-        self.inner: dict[int, Frame] = {}
+        self.inner: dict[int, Frame] = {}  # By the ids of the steps that are calls.
+        self.views: dict[bytes, Removed] = {}
+        self.full: dict[Any, Any] = {}  # Constants, by frame and variable.
         self.made = {out: step for step in body.steps for out in step.eqn.outvars}
-        self.cache: dict[Any, Removed] = caller[0].cache if caller else {}
-
-    def value(self, atom: Any) -> Value:
-        """What the trace knows about a variable of the body."""
-        if atom in self.made:
-            step = self.made[atom]
-            return step.outputs[step.eqn.outvars.index(atom)]
-        names = [*self.body.jaxpr.invars, *self.body.jaxpr.constvars]
-        values = [*self.body.inputs, *self.body.const_values]
-        return values[names.index(atom)]
 
 
 class Removed:
@@ -51,6 +47,8 @@ class Removed:
         """Keeps the positions with ``chosen`` labels along the axes that have any."""
         self._replay, self._chosen = replay, chosen
         self._cache: dict[tuple[int, Any], Any] = {}
+        self._full: dict[Any, Any] = {}
+        self._entered: dict[tuple[int, int], Frame] = {}
 
     def kept(self, labels: np.ndarray) -> np.ndarray:
         """Tells for each position along an axis whether this view keeps it."""
@@ -72,13 +70,13 @@ class Removed:
             return self._taken(atom.val, value)
         chosen = [i for i, row in enumerate(value.labels) if self._chosen[row].any()]
         if not chosen:
-            return frame.known[atom]
+            return self._replay.evaluated(frame, atom)
         if (id(frame), atom) not in self._cache:
             fill = value.fill(chosen[0])
             if not isinstance(fill, Fill):
                 found = jnp.full(self.shape(value), fill, atom.aval.dtype)
             elif value.constant:
-                found = self._taken(_full(frame, atom), value)
+                found = self._taken(full(frame, atom, self._full), value)
             else:
                 found = self._computed(frame, atom, value)
             self._cache[id(frame), atom] = found
@@ -93,13 +91,22 @@ class Removed:
         step = frame.made[atom]
         index = step.eqn.outvars.index(atom)
         if not any(map(self._replay.is_narrowed, step.inputs)):  # At full size.
-            args = [_read(frame, a) for a in step.eqn.invars]
+            args = [self._replay.evaluated(frame, a) for a in step.eqn.invars]
             return self._taken(plain(self, step, args)[index], value)
         if step.eqn.primitive.name in CALLS:
-            inner = self._replay.entered(frame, step)
+            inner = self._inner(frame, step)
             out = inner.body.jaxpr.outvars[index]
             return self.array(inner, out, inner.body.outputs[index])
         return self.run(frame, step)[index]
+
+    def _inner(self, frame: Frame, step: Step) -> Frame:
+        """The frame of a call; one whose arrays may not be used here starts anew."""
+        if id(step) in frame.inner:
+            return frame.inner[id(step)]
+        key = id(frame), id(step)
+        if key not in self._entered:
+            self._entered[key] = Frame(step.bodies[0], (frame, step))
+        return self._entered[key]
 
     def run(self, frame: Frame, step: Step) -> Sequence[Any]:
         """Runs a step of a frame in this view."""
@@ -109,22 +116,22 @@ class Removed:
             return ADAPTED.get(step.eqn.primitive.name, plain)(self, step, args)
 
 
-def _read(frame: Frame, atom: Any) -> Any:
-    return atom.val if isinstance(atom, Literal) else frame.known[atom]
-
-
-def _full(frame: Frame, atom: Any) -> Any:
-    """Computes a variable that depends on constants alone at its full size."""
+def full(frame: Frame, atom: Any, cache: dict[Any, Any]) -> Any:
+    """Computes a variable that depends on constants only, at its full size."""
     if isinstance(atom, Literal):
         return atom.val
-    if atom in frame.made:
-        step = frame.made[atom]
-        args = [_full(frame, a) for a in step.eqn.invars]
-        with step.eqn.ctx.manager:
-            return plain(None, step, args)[step.eqn.outvars.index(atom)]
     jaxpr = frame.body.jaxpr
+    if atom in frame.made and (id(frame), atom) not in cache:
+        step = frame.made[atom]
+        args = [full(frame, a, cache) for a in step.eqn.invars]
+        with step.eqn.ctx.manager:
+            found = plain(None, step, args)
+        for out, array in zip(step.eqn.outvars, found, strict=True):
+            cache[id(frame), out] = array
+    if atom in frame.made:
+        return cache[id(frame), atom]
     if atom in jaxpr.constvars:
         return frame.body.consts[jaxpr.constvars.index(atom)]
     assert frame.caller is not None  # Parameters and inputs are no constants.
     caller, step = frame.caller
-    return _full(caller, step.eqn.invars[jaxpr.invars.index(atom)])
+    return full(caller, step.eqn.invars[jaxpr.invars.index(atom)], cache)

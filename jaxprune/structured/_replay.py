@@ -7,6 +7,7 @@ primitive runs at its new size.
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.extend.core import Literal
 
@@ -14,7 +15,7 @@ from jaxprune.jaxpr import CALLS, CHECKPOINTS
 from jaxprune.structured._adapters import ADAPTED, plain, take
 from jaxprune.structured._labels import Fill, Value, known
 from jaxprune.structured._mean_width import find_means
-from jaxprune.structured._removed import Frame, Removed
+from jaxprune.structured._removed import Frame, Removed, full
 from jaxprune.structured._trace import Body, Step, Trace
 from jaxprune.structured.rules._derivatives import derivative
 
@@ -80,45 +81,60 @@ class Replay:
             array = take(array, axis, np.flatnonzero(self.kept(row)))
         return array
 
-    def run(
-        self,
-        body: Body,
-        args: Sequence[Any],
-        caller: tuple[Frame, Step] | None = None,
-    ) -> list[Any]:
+    def run(self, body: Body, args: Sequence[Any]) -> list[Any]:
         """Evaluates a body on narrowed arguments."""
-        frame = Frame(body, caller)
-        if caller:
-            caller[0].inner[id(caller[1])] = frame
-        known = frame.known
-        known.update(zip(body.jaxpr.invars, args, strict=True))
-        constants = zip(body.consts, body.const_values, strict=True)
-        consts = [self.narrowed(c, value) for c, value in constants]
-        known.update(zip(body.jaxpr.constvars, consts, strict=True))
+        return self._run(Frame(body), args)
 
+    def _run(self, frame: Frame, args: Sequence[Any]) -> list[Any]:
+        body = frame.body
+        frame.known.update(zip(body.jaxpr.invars, args, strict=True))
         if self._mean_width == "new":
             self._means.update(find_means(body, args, self.kept))
         for step in body.steps:
-            inputs = self._read(step.eqn.invars, step.inputs, known)
-            with step.eqn.ctx.manager:
-                outputs = self._step(frame, step, self._operands(step, inputs))
-            known.update(zip(step.eqn.outvars, outputs, strict=True))
-        return self._read(body.jaxpr.outvars, body.outputs, known)
+            self._evaluate(frame, step)
+        return self._read(frame, body.jaxpr.outvars, body.outputs)
 
     def _read(
-        self, atoms: Sequence[Any], values: Sequence[Value], known: dict[Any, Any]
+        self, frame: Frame, atoms: Sequence[Any], values: Sequence[Value]
     ) -> list[Any]:
         return [
-            self.narrowed(atom.val, value) if isinstance(atom, Literal) else known[atom]
+            self.narrowed(atom.val, value)
+            if isinstance(atom, Literal)
+            else self.evaluated(frame, atom)
             for atom, value in zip(atoms, values, strict=True)
         ]
 
-    def entered(self, frame: Frame, step: Step) -> Frame:
-        """The frame of a call that was run; one inside `jax.checkpoint` runs again."""
-        if id(step) not in frame.inner:
-            args = self._read(step.eqn.invars, step.inputs, frame.known)
-            self.run(step.bodies[0], args, (frame, step))
-        return frame.inner[id(step)]
+    def evaluated(self, frame: Frame, atom: Any) -> Any:
+        """What a variable of a frame holds, which is computed if it was not yet."""
+        if isinstance(atom, Literal):
+            return atom.val
+        jaxpr = frame.body.jaxpr
+        if atom not in frame.known and atom in frame.made:
+            self._evaluate(frame, frame.made[atom])
+        elif atom not in frame.known and atom in jaxpr.constvars:
+            index = jaxpr.constvars.index(atom)
+            const, value = frame.body.consts[index], frame.body.const_values[index]
+            frame.known[atom] = self.narrowed(const, value)
+        elif atom not in frame.known:
+            assert frame.caller is not None  # Only a called frame lacks arguments.
+            caller, step = frame.caller
+            index = jaxpr.invars.index(atom)
+            (frame.known[atom],) = self._read(
+                caller, [step.eqn.invars[index]], [step.inputs[index]]
+            )
+        return frame.known[atom]
+
+    def _evaluate(self, frame: Frame, step: Step) -> None:
+        atoms, values = step.eqn.outvars, step.outputs
+        if values and all(value.constant for value in values):
+            outputs = [full(frame, atom, frame.full) for atom in atoms]
+            outputs = map(self.narrowed, outputs, values)
+            frame.known.update(zip(atoms, outputs, strict=True))
+            return
+        inputs = self._read(frame, step.eqn.invars, step.inputs)
+        with step.eqn.ctx.manager:
+            outputs = self._step(frame, step, self._operands(step, inputs))
+        frame.known.update(zip(atoms, outputs, strict=True))
 
     def _operands(self, step: Step, args: list[Any]) -> list[Any]:
         """The arguments of a step; a mean over what stays has its new divisor."""
@@ -134,14 +150,28 @@ class Replay:
                 self.narrowed(out, value)
                 for out, value in zip(outputs, step.outputs, strict=True)
             ]
-        if name in CALLS - CHECKPOINTS:
-            return self.run(step.bodies[0], args, (frame, step))
+        if name in CALLS:
+            return self._call(frame, step, args)
         outputs = ADAPTED.get(name, plain)(self, step, args)
         summed = SUMMED.get(name)
         if summed and id(step) not in self._means:
             for row, fill in summed(step):
                 outputs = [self._completed(frame, step, outputs[0], row, fill)]
         return outputs
+
+    def _call(self, frame: Frame, step: Step, args: list[Any]) -> Sequence[Any]:
+        at = step.eqn.params
+        if step.eqn.primitive.name not in CHECKPOINTS:
+            inner = Frame(step.bodies[0], (frame, step))
+            inner.views, inner.full = frame.views, frame.full
+            frame.inner[id(step)] = inner
+            return self._run(inner, args)
+        run = jax.checkpoint(
+            lambda *xs: self._run(Frame(step.bodies[0], (frame, step)), xs),
+            prevent_cse=at["prevent_cse"],
+            policy=at["policy"],
+        )
+        return run(*args)
 
     def _completed(
         self, frame: Frame, step: Step, total: Any, row: np.ndarray, fill: Any
@@ -153,9 +183,9 @@ class Replay:
         roots = np.unique(self._roots[row[gone]])
         roots = roots if fill is Fill.KNOWN else roots[:1]
         key = roots.tobytes()
-        if key not in frame.cache:
-            frame.cache[key] = Removed(self, self._classes(roots))
-        view = frame.cache[key]
+        if key not in frame.views:
+            frame.views[key] = Removed(self, self._classes(roots))
+        view = frame.views[key]
         (share,) = view.run(frame, step)
         times = gone.sum() / view.kept(row).sum()
         return total + (share * np.asarray(times, share.dtype) if times > 1 else share)

@@ -10,7 +10,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from jaxprune.core import _checks
 from jaxprune.jaxpr import open_jaxpr
-from jaxprune.structured._labels import ONE, Fill, Labels, Value, known
+from jaxprune.structured._labels import ONE, Fill, Labels, Value
 
 Rule = Callable[["Trace", JaxprEqn, list[Value]], Any]
 """``rule(trace, eqn, values)`` returns what is known of the results, or `Entered`."""
@@ -155,11 +155,11 @@ class Trace:
         steps = []
         for eqn in jaxpr.eqns:
             values = [self._read(atom, read) for atom in eqn.invars]
-            found = self.rules.get(eqn.primitive.name, unknown)(self, eqn, values)
-            outputs, bodies = found if isinstance(found, Entered) else (found, ())
             if all(v.constant for v in values):
-                outputs = [_constant(out) for out in outputs]
+                outputs, bodies = self._constants(eqn, values), ()
             else:
+                found = self._apply_rule(eqn, values)
+                outputs, bodies = found if isinstance(found, Entered) else (found, ())
                 outputs = [out._replace(constant=False) for out in outputs]
                 self._keep_apart(outputs)
             read.update(zip(eqn.outvars, outputs, strict=True))
@@ -168,6 +168,25 @@ class Trace:
         return Body(
             jaxpr, tuple(consts), const_values, tuple(inputs), tuple(steps), outputs
         )
+
+    def _apply_rule(self, eqn: JaxprEqn, values: list[Value]) -> Any:
+        return self.rules.get(eqn.primitive.name, unknown)(self, eqn, values)
+
+    def _constants(self, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
+        """Constants computed from constants: made at full size, they couple nothing."""
+        numbers: list[Any] = [None] * len(eqn.outvars)
+        if values and all(v.number is not None for v in values):
+            copies = [
+                self.fresh(shape_of(a), v.number)
+                for a, v in zip(eqn.invars, values, strict=True)
+            ]
+            found = self._apply_rule(eqn, copies)
+            outputs = found.outputs if isinstance(found, Entered) else found
+            numbers = [out.number for out in outputs]
+        return [
+            self.fresh(shape_of(out), number)
+            for out, number in zip(eqn.outvars, numbers, strict=True)
+        ]
 
     def _keep_apart(self, values: Sequence[Value]) -> None:
         """Records axes of one array that must not share labels.
@@ -215,15 +234,7 @@ def unknown(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
 
 def shape_of(atom: Any) -> tuple[int, ...]:
     """The shape of a variable of a jaxpr."""
-    return tuple(atom.aval.shape)
-
-
-def _constant(value: Value) -> Value:
-    """Marks an array as computed from constants alone."""
-    fills = tuple(
-        max(known(f), Fill.KNOWN) if isinstance(f, Fill) else f for f in value.fills
-    )
-    return value._replace(fills=fills, constant=True)
+    return tuple(getattr(atom.aval, "shape", ()))  # A token has none.
 
 
 def _number(value: Any) -> Any:
@@ -237,5 +248,5 @@ def _number(value: Any) -> Any:
         return None
     if not (_checks.on_host(value) or (_checks.is_concrete(value) and not value.shape)):
         return None  # Large arrays are not fetched from a device.
-    first = np.asarray(value).reshape(-1)[:1]
-    return first[0] if first.size and np.all(value == first) else None
+    entries = np.asarray(value).reshape(-1)
+    return entries[0] if entries.size and np.all(entries == entries[0]) else None

@@ -68,7 +68,7 @@ def derivative(
 ) -> Any:
     """Walks the derivative rule of an equation: `Tangents` or `Pullback`."""
     constants = read_custom_consts(eqn)
-    primals, atoms = values[constants:], eqn.invars[constants:]
+    primals, atoms = [closed(v) for v in values[constants:]], eqn.invars[constants:]
     fixed = [not _is_differentiable(atom) for atom in atoms]
     if eqn.primitive.name == "custom_jvp_call":
         return _tangents(trace, eqn, primals, fixed, outputs)
@@ -104,7 +104,8 @@ def _pullback(
     there = trace.walk(forward, primals)
     _join_all(trace, there.outputs[: len(outputs)], outputs)
     cotangents = [_unknown_zeros(value) for value in _without(outputs, still)]
-    back = trace.walk(backward, [*there.outputs[len(outputs) :], *cotangents])
+    residuals = [closed(v) for v in there.outputs[len(outputs) :]]
+    back = trace.walk(backward, [*residuals, *cotangents])
     _join_all(trace, back.outputs, _without(primals, fixed))
     return Pullback(there, back, fixed, still)
 

@@ -1,5 +1,6 @@
 """Rules of reads and writes at indices: lookups, scatters, dynamic slices."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,13 +23,7 @@ def _gather(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     x, indices = values
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     out = shape_of(eqn.outvars[0])
-    batch = dict(
-        zip(
-            numbers.start_indices_batching_dims,
-            numbers.operand_batching_dims,
-            strict=True,
-        )
-    )
+    batch = _pairs(numbers.start_indices_batching_dims, numbers)
     whole = [n == len(row) for n, row in zip(sizes, x.labels, strict=True)]
     for i, row in enumerate(x.labels):
         if not whole[i] and i not in batch.values():
@@ -45,7 +40,7 @@ def _gather(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
             fills[o] = _moved(either((x.fill(batch[j]), *filler)), indices.fill(j))
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     kept = [i for i in range(len(x.labels)) if i not in gone]
-    for o, i in zip(numbers.offset_dims, kept, strict=True):
+    for o, i in zip(map(int, numbers.offset_dims), kept, strict=True):
         if not whole[i]:
             labels[o] = trace.labels.frozen(out[o], "a lookup")
             continue
@@ -55,6 +50,12 @@ def _gather(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     number = same_number((x.number, *filler))
     weight = x.weight and indices.weight
     return [Value(tuple(labels), tuple(fills), weight, number=number)]
+
+
+def _pairs(indices: Sequence[int], numbers: Any) -> dict[int, int]:
+    """The axes of indices and operand along which each position has its own index."""
+    operands = map(int, numbers.operand_batching_dims)
+    return dict(zip(map(int, indices), operands, strict=True))
 
 
 def _moved(fill: Any, by: Any) -> Any:
@@ -106,13 +107,7 @@ def _scatter(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     x, indices, new = values
     numbers = eqn.params["dimension_numbers"]
     trace.labels.freeze(indices.labels[-1], "it is an index")
-    batch = dict(
-        zip(
-            numbers.scatter_indices_batching_dims,
-            numbers.operand_batching_dims,
-            strict=True,
-        )
-    )
+    batch = _pairs(numbers.scatter_indices_batching_dims, numbers)
     fills: list[Any] = [Fill.UNKNOWN] * len(x.labels)
     rows = [u for u in range(len(new.labels)) if u not in numbers.update_window_dims]
     for j, u in enumerate(rows):
@@ -127,7 +122,7 @@ def _scatter(trace: Trace, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
         trace.labels.freeze(x.labels[i], "it is written at an index")
     gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
     kept = [i for i in range(len(x.labels)) if i not in gone]
-    for i, u in zip(kept, numbers.update_window_dims, strict=True):
+    for i, u in zip(kept, map(int, numbers.update_window_dims), strict=True):
         if len(x.labels[i]) == len(new.labels[u]):
             trace.labels.join(x.labels[i], new.labels[u])
             fills[i] = _written(eqn, x.fill(i), new.fill(u))
