@@ -175,6 +175,8 @@ def _groups_scored(problem: Problem) -> Callable[..., Any]:
     groups = jp.structured.channel_groups(
         problem.apply, problem.params, problem.batch[0]
     )
+    if not groups:
+        raise ValueError(f"Nothing can be removed, so nothing is scored:\n{groups}")
     return lambda p, *_: jp.structured.group_scores(p, groups)
 
 

@@ -144,7 +144,9 @@ def without_removed(params: Any, mask: Any, removed: Removed) -> Any:
 def _cut(
     leaves: list[Any], masks: list[np.ndarray], removed: list[dict[int, np.ndarray]]
 ) -> list[Any]:
-    """Takes the kept positions, in one program, and sets other pruned entries to 0.
+    """Takes the kept positions, and sets other pruned entries to 0.
+
+    Leaves on the host are cut there, the rest in one program.
 
     A leaf that is narrowed along a sharded axis stays sharded if its new size divides.
     """
@@ -160,8 +162,24 @@ def _cut(
             found.append(leaf)
         return found
 
+    if all(map(_is_on_host, leaves)):
+        return list(map(_cut_on_host, leaves, masks, removed))
     small = jax.jit(cut)(leaves)
     return [sharded_like(new, old) for new, old in zip(small, leaves, strict=True)]
+
+
+def _is_on_host(leaf: Any) -> bool:
+    return _checks.on_host(leaf) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _cut_on_host(leaf: Any, mask: np.ndarray, axes: dict[int, np.ndarray]) -> Any:
+    array = np.asarray(leaf)
+    for axis, gone in axes.items():
+        array, mask = (np.compress(~gone, one, axis) for one in (array, mask))
+    if not mask.all():
+        array = np.where(mask, array, np.zeros_like(array))
+    committed = isinstance(leaf, jax.Array) and leaf.committed
+    return jax.device_put(array, leaf.sharding if committed else None)
 
 
 def sharded_like(array: Any, like: Any) -> Any:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.core import _checks
+from jaxprune.core._dtypes import precision_of
 from jaxprune.core._placement import replicate
 from jaxprune.structured._groups import Group, check_groups, check_member
 
@@ -130,10 +131,11 @@ def _standardized(scores: jax.Array) -> jax.Array:
 def _scored(
     leaves: dict[str, Any], group: Group, reduce: str, producers: bool
 ) -> jax.Array:
-    total, count = jnp.zeros(group.size, jnp.float32), 0
-    for member in group.members:
-        if producers and not member.produces:
-            continue
+    chosen = [m for m in group.members if m.produces or not producers]
+    host = _checks.on_host([leaves[m.path] for m in chosen if m.path in leaves])
+    xp = np if host else jnp
+    total, count = xp.zeros(group.size, np.float32), 0
+    for member in chosen:
         if member.path not in leaves:
             raise ValueError(
                 f"scores lacks the leaf {member.path} of the group {group.name}. Score "
@@ -143,7 +145,8 @@ def _scored(
         leaf = leaves[member.path]
         _checks.check_floating({member.path: leaf}, "scores")
         check_member(jnp.shape(leaf), member, group, "scores")
-        found = channel_sums(leaf, member.index, member.axis, reduce == "l2")
+        sums = _sums_on_host if host else channel_sums
+        found = sums(leaf, member.index, member.axis, reduce == "l2")
         total = total + found
         count += (
             math.prod(jnp.shape(leaf))
@@ -151,10 +154,22 @@ def _scored(
             * (member.index.shape[1])
         )
     if reduce == "l2":
-        return jnp.sqrt(total)
-    if reduce == "mean":
-        return total / count
-    return jnp.abs(total) if reduce == "abs_sum" else total
+        total = xp.sqrt(total)
+    elif reduce == "mean":
+        total = total / count
+    elif reduce == "abs_sum":
+        total = xp.abs(total)
+    with precision_of([total]):
+        return jnp.asarray(total)
+
+
+def _sums_on_host(leaf: Any, index: np.ndarray, axis: int, squared: bool) -> np.ndarray:
+    """Does what `channel_sums` does with NumPy, which has nothing to compile."""
+    leaf = np.asarray(leaf)
+    leaf = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    others = tuple(i for i in range(leaf.ndim) if i != axis)
+    sums = np.sum(np.square(leaf) if squared else leaf, axis=others)
+    return sums[index].sum(1)
 
 
 @functools.partial(jax.jit, static_argnames=("axis", "squared"))

@@ -191,3 +191,22 @@ def test_scores_without_values_are_refused():
         jax.eval_shape(
             lambda s: structured.structured_mask(s, GROUPS, PARAMS, 0.5), SCORES
         )
+
+
+@pytest.mark.parametrize("reduce", ["sum", "abs_sum", "l2", "mean"])
+@pytest.mark.parametrize("members", ["producers", "all"])
+def test_scores_on_the_host_are_those_under_jit(reduce, members):
+    def fn(p, x):
+        return jax.nn.relu(x @ p["w"] + p["b"]) @ p["v"]
+
+    params = arrays(w=(5, 8), b=(8,), v=(8, 3))
+    groups = structured.channel_groups(fn, params, normal(4, 5))
+    for dtype in (jnp.float32, jnp.bfloat16):
+        scores = jax.tree.map(lambda p, dtype=dtype: p.astype(dtype), params)
+        options = {"reduce": reduce, "members": members}
+        (host,) = structured.group_scores(scores, groups, **options)
+        (traced,) = jax.jit(lambda s: structured.group_scores(s, groups, **options))(
+            scores
+        )
+        assert isinstance(host, jax.Array) and host.dtype == traced.dtype
+        np.testing.assert_allclose(host, traced, rtol=1e-5)
