@@ -201,12 +201,12 @@ def test_scores_on_the_host_are_those_under_jit(reduce, members):
 
     params = arrays(w=(5, 8), b=(8,), v=(8, 3))
     groups = structured.channel_groups(fn, params, normal(4, 5))
+
+    def score(scores):
+        return structured.group_scores(scores, groups, reduce=reduce, members=members)
+
     for dtype in (jnp.float32, jnp.bfloat16):
         scores = jax.tree.map(lambda p, dtype=dtype: p.astype(dtype), params)
-        options = {"reduce": reduce, "members": members}
-        (host,) = structured.group_scores(scores, groups, **options)
-        (traced,) = jax.jit(lambda s: structured.group_scores(s, groups, **options))(
-            scores
-        )
+        (host,), (traced,) = score(scores), jax.jit(score)(scores)
         assert isinstance(host, jax.Array) and host.dtype == traced.dtype
         np.testing.assert_allclose(host, traced, rtol=1e-5)
