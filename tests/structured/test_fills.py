@@ -24,7 +24,7 @@ def layer_norm(h):
 # They mix channels, or need something else than an array of floats.
 MIXING = {"softmax", "log_softmax", "sort", "unwrap", "from_dlpack"}
 # Loops and series whose value at 0 is not followed.
-OPAQUE = {"i0", "exp1", "expi", "erfcx"}
+OPAQUE = {"i0", "exp1", "expi", "erfcx", "spence"}
 
 
 def unary(module):
