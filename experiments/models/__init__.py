@@ -1,8 +1,8 @@
 """The networks, in Flax NNX, as pairs of pure functions.
 
 ``params`` are trained and pruned, and ``stats`` are BatchNorm's running statistics.
-`PUBLISHED` has the options of networks that papers name. `llama` is a module of functions
-in plain JAX.
+`PUBLISHED` has the options of networks that papers name. `llama` is a module of
+functions in plain JAX.
 """
 
 from collections.abc import Callable
