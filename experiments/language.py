@@ -200,8 +200,8 @@ def run_row(shared: Shared, row: Row, say: Callable[[str], None]) -> dict[str, A
         (params, mask), cost = observe(prune)
         say("measuring")
         return cost | measure(shared, params, mask)
-    remove = functools.partial(REMOVALS[row.method].remove, dense, row.sparsity)
-    small, cost = observe(remove)
+    removal = REMOVALS[row.method]
+    small, cost = observe(lambda: removal.remove(dense, removal.fraction))
     say("measuring")
     found = cost | measure(shared, small) | generate(shared, small)
     recover = functools.partial(

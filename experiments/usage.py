@@ -29,7 +29,7 @@ def observe(make: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
 def _release() -> None:
     """Gives memory that nothing uses back to the system."""
     gc.collect()
-    with contextlib.suppress(AttributeError, OSError):  # Of glibc alone.
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # Of glibc alone.
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from experiments import language, recovery, run, text
+from experiments import config, language, recovery, run, text
 from experiments.models import llama
 
 HEADS, KV_HEADS, HEAD_DIM, WIDTH, HIDDEN, BLOCKS = 4, 2, 8, 32, 64, 3
@@ -363,3 +363,12 @@ def test_the_readmes_recipe_prunes_saves_and_reloads(tmp_path, monkeypatch):
     chex.assert_trees_all_equal(jp.apply_mask(sparse, mask), sparse)
     wanted = llama.logits(model, sparse, names["batches"][0])
     np.testing.assert_allclose(names["logits"], wanted, atol=1e-4)
+
+
+def test_a_quick_run_has_rows_of_the_full_one():
+    full, quick = config.Language(), language.shortened(config.Language())
+    rows = language.plan(full)
+    assert len(rows) == len(set(rows)) == len({row.file() for row in rows}) == 20
+    assert set(language.plan(quick)) < set(rows)
+    assert {row.method for row in language.plan(quick)} > {"dense", "wanda", "blocks"}
+    assert quick.data.calibration < full.data.calibration and quick.first == 4
