@@ -52,7 +52,9 @@ def distill(
         jp.keep_sparse(None if mask is None else _stack(mask)),
     )
 
-    def loss_fn(blocks: Any, tokens: jax.Array, wanted: jax.Array) -> jax.Array:
+    def loss_fn(
+        blocks: Any, rest: Any, tokens: jax.Array, wanted: jax.Array
+    ) -> jax.Array:
         hidden = llama.run_blocks(model, blocks, llama.embed(rest, tokens))
         ours, theirs = (llama.head(model, rest, h) for h in (hidden, wanted))
         divergence = optax.losses.kl_divergence_with_log_targets(
@@ -62,15 +64,15 @@ def distill(
         return jnp.mean(divergence) + jnp.mean(distance)
 
     @jax.jit
-    def step(blocks: Any, opt_state: Any, *batch: jax.Array) -> tuple[Any, Any]:
-        grads = jax.grad(loss_fn)(blocks, *batch)
+    def step(blocks: Any, opt_state: Any, *args: Any) -> tuple[Any, Any]:
+        grads = jax.grad(loss_fn)(blocks, *args)
         updates, opt_state = tx.update(grads, opt_state, blocks)
         return optax.apply_updates(blocks, updates), opt_state
 
     opt_state = tx.init(blocks)
     for i, tokens in enumerate(batches):
         wanted = llama.run_blocks(model, dense["blocks"], llama.embed(rest, tokens))
-        blocks, opt_state = step(blocks, opt_state, tokens, wanted)
+        blocks, opt_state = step(blocks, opt_state, rest, tokens, wanted)
         on_step(i)
     count = len(params["blocks"])
     return {
