@@ -33,7 +33,7 @@ def shortened(config: Language) -> Language:
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, calibration=4, evaluation=4, length=128),
-        recovery=dataclasses.replace(config.recovery, steps=4),
+        recovery=dataclasses.replace(config.recovery, steps=4, length=64),
         methods=("magnitude", "wanda", "sparse_gpt"),
         first=4,
     )

@@ -173,24 +173,21 @@ def generate(model: Llama, params: Any, prompt: Sequence[int], count: int) -> li
         for w in params["blocks"]
     ]  # fmt: skip
     tokens = [jnp.full((1, 1), token) for token in prompt]
+    ends = {name: leaf for name, leaf in params.items() if name != "blocks"}
     for position in range(length - 1):
-        token, caches = _next(
-            model, params, tokens[position], caches, jnp.int32(position)
-        )
+        hidden = embed(params, tokens[position])
+        for i, weights in enumerate(params["blocks"]):
+            hidden, caches[i] = _jitted_step(
+                model, weights, hidden, caches[i], jnp.int32(position)
+            )
         if position + 1 >= len(prompt):
-            tokens.append(token)
+            tokens.append(_likeliest(model, ends, hidden))
     return [int(token[0, 0]) for token in tokens[len(prompt) :]]
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def _next(
-    model: Llama, params: Any, token: jax.Array, caches: list[Cache], position: Any
-) -> tuple[jax.Array, list[Cache]]:
-    hidden, new = embed(params, token), []
-    for weights, cache in zip(params["blocks"], caches, strict=True):
-        hidden, cache = _block(model, weights, hidden, cache, position)
-        new.append(cache)
-    return jnp.argmax(head(model, params, hidden), -1), new
+@functools.partial(jax.jit, static_argnums=0)
+def _likeliest(model: Llama, params: Any, hidden: jax.Array) -> jax.Array:
+    return jnp.argmax(head(model, params, hidden), -1)
 
 
 def _block(
@@ -214,6 +211,9 @@ def _block(
     hidden = hidden + mixed.reshape(*x.shape[:2], -1) @ weights["o"]
     x = _norm(hidden, weights["mlp_norm"], model.eps)
     return hidden + _gated(weights, x) @ weights["down"], cache
+
+
+_jitted_step = jax.jit(_block, static_argnums=0, donate_argnums=3)
 
 
 def _gated(weights: Any, x: jax.Array) -> jax.Array:
