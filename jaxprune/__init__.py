@@ -15,6 +15,9 @@ from jaxprune.init._sparse_mup import sparse_mup as sparse_mup
 from jaxprune.io._export import Model as Model
 from jaxprune.io._export import load_model as load_model
 from jaxprune.io._export import save_model as save_model
+from jaxprune.io._gguf import Gguf as Gguf
+from jaxprune.io._gguf import read_gguf as read_gguf
+from jaxprune.io._gguf import read_safetensors as read_safetensors
 from jaxprune.io._mask_files import load_mask as load_mask
 from jaxprune.io._mask_files import save_mask as save_mask
 from jaxprune.jaxpr._cost import Cost as Cost

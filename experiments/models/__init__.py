@@ -1,7 +1,8 @@
 """The networks, in Flax NNX, as pairs of pure functions.
 
 ``params`` are trained and pruned, and ``stats`` are BatchNorm's running statistics.
-`PUBLISHED` has the options of networks that papers name.
+`PUBLISHED` has the options of networks that papers name. `llama` is a module of
+functions in plain JAX.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import jax
 from flax import nnx
 
 from experiments.config import Model
+from experiments.models import _llama as llama  # noqa: F401
 from experiments.models._mobilenet import MobileNet
 from experiments.models._plain import VGG, ConvNet, LeNet, LeNet5
 from experiments.models._resnet import ResNet, WideResNet

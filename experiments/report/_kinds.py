@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.report import _claims, _figures, _flow_figures, _tables
+from experiments.report import _claims, _figures, _flow_figures, _language, _tables
 
 
 class Kind(NamedTuple):
@@ -18,6 +18,7 @@ class Kind(NamedTuple):
 KINDS = {  # By an option that only configs of this kind have.
     "pruning": Kind(_tables.comparison, _figures.comparison),
     "measures": Kind(_tables.rounds, _flow_figures.rounds, _claims.conclusions),
+    "recovery": Kind(_language.parts, _language.figures),
 }
 
 

@@ -37,24 +37,30 @@ def page(folder: pathlib.Path) -> str:
 def _section(folder: pathlib.Path, found: Found) -> str:
     name, config, place = found["name"], found["config"], found["environment"]
     module = import_module(f"experiments.configs.{name}")
-    images = ", ".join(f"{n:,} {split}" for split, n in found["images"].items())
     versions = ", ".join(f"{k} {v}" for k, v in place["packages"].items())
     figures = [
         f"![{path.stem}](results/{folder.name}/{path.name})"
         for path in sorted(folder.glob("*.png"))
     ]
     about = (module.__doc__ or "").partition("\n\nRun:")[0]
-    data = "" if config["data"]["name"] == "digits" else " --data.dir=<TFDS folder>"
-    run, wanted = config["seeds"], module.config.seeds
-    seeds = run if run >= wanted else f"{run} of {wanted} (the rest was not run)"
+    if "images" in found:
+        places = (
+            "" if config["data"]["name"] == "digits" else " --data.dir=<TFDS folder>"
+        )
+        images = ", ".join(f"{n:,} {split}" for split, n in found["images"].items())
+        run, wanted = config["seeds"], module.config.seeds
+        seeds = run if run >= wanted else f"{run} of {wanted} (the rest was not run)"
+        sizes = f"Seeds: {seeds}; epochs: {config['epochs']}; images: {images}. "
+        scored = f" Scored {found['scored']}."
+    else:
+        places, sizes, scored = " --model.path=<file>", "", ""
     lines = [
         f"## {name}\n",
         f"{about}\n",
-        f"    python -m experiments.run {' '.join(place['command'])}{data}\n",
-        f"Seeds: {seeds}; epochs: {config['epochs']}; images: {images}. "
-        f"{found['seconds'] / 60:.0f} minutes on {place['cpu_count']} cores "
+        f"    python -m experiments.run {' '.join(place['command'])}{places}\n",
+        f"{sizes}{found['seconds'] / 60:.0f} minutes on {place['cpu_count']} cores "
         f"({place['device']}); Python {place['python']}, {versions}; commit "
-        f"{(place['commit'] or 'unknown')[:12]}. Scored {found['scored']}.\n",
+        f"{(place['commit'] or 'unknown')[:12]}.{scored}\n",
         *(p if isinstance(p, str) else p.markdown() for p in parts(found)),
         *figures,
     ]
