@@ -1,4 +1,4 @@
-"""ADMM pruning: which weights stay and what they become, solved for together."""
+"""ADMM pruning: finds the mask and the new weights together."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ from jaxprune.post_training._layers import Matrix, Rule, prune_layers
 from jaxprune.post_training._sparse_gpt import check_damping, products
 
 _dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
-_ROUND = 3  # Iterations between two looks at the support.
+_ROUND = 3  # Iterations between two checks of the support.
 _LEAST, _MOST = 30, 300  # Iterations.
 
 
@@ -29,11 +29,11 @@ def admm(
     prunable: Prunable | None = None,
     damping: float = 0.01,
 ) -> tuple[Params, Mask]:
-    r"""Prunes each layer to the best sparse fit of its outputs that ADMM finds.
+    r"""Fits the outputs of each layer with sparse weights, by ADMM.
 
     With the products :math:`H = X X^\top` of a layer's inputs, scaled to a diagonal of
     1, it minimizes :math:`\tfrac12 \lVert X^\top (W - W_0) \rVert^2` over matrices W
-    with enough zeros. A copy D of W has the zeros:
+    with the required number of zeros. The zeros are in a copy D of W:
 
     .. math::
         W &\leftarrow (H + \rho I)^{-1} (H W_0 - V + \rho D), \\
@@ -45,30 +45,30 @@ def admm(
     20 % if more than 0.5 % have, else by 10 %. After at least 30 iterations, once fewer
     than 0.03 % change, ten steps of conjugate gradients fit the kept weights.
 
-    The largest entries are those of the whole layer, or n of every m inputs. The first
-    choice, by magnitude of the scaled weights, is fitted too, and returned unless the
-    last one's error is smaller by 0.1 %: so uncorrelated inputs keep that choice and
-    its values. Both are our addition; the rest is as published. It takes more time than
+    The largest entries are those of the whole layer, or n of every m inputs. We also
+    fit the first mask, by magnitude of the scaled weights, and return it unless the
+    last mask's error is smaller by 0.1 %, so with uncorrelated inputs the first mask
+    and its values stay. The paper does neither. ADMM takes more time than
     `sparse_gpt` and is better at high sparsity.
 
     Args:
       fn: ``fn(params, batch)``, the forward pass; what it returns is not read.
       params: any pytree of floating arrays. Weights that are 0 stay 0.
-      batches: the calibration data, read once; each batch is handed whole to ``fn``.
+      batches: the calibration data, read once; ``fn`` is called with each batch.
       sparsity: fraction of the weights of each layer removed, in [0, 1): a number, or a
         tree of numbers like ``params``, or a prefix of one.
       n_m: instead of ``sparsity``, the pair (n, m): n of every m inputs are kept.
-      prior: a mask. What it prunes stays pruned and counts toward ``sparsity``.
+      prior: a mask. Weights that it prunes stay pruned and count toward ``sparsity``.
       prunable: which leaves take part; by default those that a product contracts with
         activations, as for `sparse_gpt`.
-      damping: what is added to H's diagonal, as a share of its mean; above 0.
+      damping: the number added to H's diagonal, as a fraction of its mean; above 0.
 
     Returns:
       The parameters with new weights and the mask, as `sparse_gpt` returns them.
 
     Raises:
       ValueError: as `sparse_gpt` does.
-      TypeError: if a leaf is not floating, or ``damping`` no number.
+      TypeError: if a leaf is not floating, or ``damping`` is not a number.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -77,7 +77,7 @@ def admm(
       >>> params, mask = jp.admm(
       ...     lambda p, x: x @ p["w"], params, [x], sparsity=0.5, damping=1e-4
       ... )
-      >>> params["w"].round(2)  # The weight that stays does the work of both.
+      >>> params["w"].round(2)  # The kept weight does the work of both.
       Array([[0.],
              [4.]], dtype=float32)
 

@@ -1,4 +1,4 @@
-"""Prunes a network block by block, each on the outputs of the pruned ones before it."""
+"""Prunes blocks in order, each on the outputs of the pruned blocks before it."""
 
 import functools
 import warnings
@@ -25,13 +25,13 @@ def prune_blocks(
     prunable: Prunable | None = None,
     on_block: Callable[[int, Params, Mask], Any] | None = None,
 ) -> tuple[Any, Any]:
-    """Prunes blocks one after the other, each on the outputs of the pruned ones.
+    """Prunes blocks in order, each on the outputs of the pruned blocks before it.
 
-    For each block, one pass over the batches collects what the method needs to know of
-    the inputs of all its layers; the block is pruned; a second pass carries the hidden
-    states on. In memory are the network, its pruned copy and the masks, one block's
+    For each block, one pass over the batches collects the statistics that the method
+    needs, the method prunes the block, and a second pass computes the inputs of the
+    next block. Memory holds the network, its pruned copy and the masks, one block's
     statistics, and the hidden states. Blocks of equal shapes share all compiled
-    programs. Blocks may be sharded, and batches too: statistics are sums over tokens.
+    programs. Blocks and batches may be sharded: statistics are sums over tokens.
 
     To resume, run ``hidden`` through the blocks that ``on_block`` saved, and prune the
     rest: ``prune_blocks(method, block_fn, blocks[k:], hidden, ...)``.
@@ -39,28 +39,28 @@ def prune_blocks(
     Args:
       method: a post-training method, such as `sparse_gpt`, `admm` or
         ``jp.by_score(jp.wanda)``. ``functools.partial`` sets its options.
-      block_fn: ``block_fn(block, hidden) -> hidden``. It closes over what all blocks
-        share, such as positions and the attention mask.
+      block_fn: ``block_fn(block, hidden) -> hidden``. It closes over everything that
+        the blocks share, such as positions and the attention mask.
       blocks: a list of trees of floating arrays, or a stack for ``scan``: one tree
-        whose leaves lead with an axis of blocks.
+        whose leaves have a leading axis of blocks.
       hidden: the inputs of the first block, such as embedded tokens: a list of batches,
         each a tree of arrays.
       sparsity: fraction of each layer's weights removed, in [0, 1): a number or a tree
-        of numbers like a block, for all blocks; or a list with one for each block, such
-        as `owl` returns.
+        of numbers like a block, for all blocks; or a list with one entry for each
+        block, such as `owl` returns.
       n_m: instead of ``sparsity``, the pair (n, m): n of every m inputs are kept.
-      prior: masks like ``blocks``. What they prune stays pruned.
+      prior: masks like ``blocks``. Weights that they prune stay pruned.
       prunable: which leaves of a block take part; by default those that a product
-        contracts with activations. Paths are those inside a block.
-      on_block: ``on_block(i, block, mask)``, called after each block: to save it, or to
-        show progress.
+        contracts with activations. Paths are relative to the block.
+      on_block: ``on_block(i, block, mask)``, called after each block, for instance to
+        save it or to show progress.
 
     Returns:
       The pruned blocks and their masks, each a list or a stack as ``blocks`` is.
 
     Raises:
-      ValueError: if there are no blocks or batches, a list of sparsities is not as long
-        as the blocks, and as the method raises.
+      ValueError: if there are no blocks or batches, a list of sparsities has another
+        length than the blocks, or the method raises it.
       TypeError: if ``method`` or ``block_fn`` cannot be called, or ``hidden`` is a
         single array.
 
@@ -110,7 +110,7 @@ def prune_blocks(
 
 
 def count_blocks(blocks: Any) -> int:
-    """How many blocks a list or a stack has; raises if it has none."""
+    """Counts the blocks of a list or a stack; raises if there are none."""
     if isinstance(blocks, list | tuple):
         count = len(blocks)
     else:

@@ -19,13 +19,13 @@ Method = Callable[..., tuple[Params, Mask]]
 
 
 def by_score(score: Callable[..., Any]) -> Method:
-    r"""Makes a post-training method of a score; remaining weights do not change.
+    r"""Makes a post-training method from a score; kept weights do not change.
 
-    Every output keeps its best weights, or n of every m consecutive inputs. A score
-    that sees inputs is given each layer as a function of its own, ``x @ weights.T``,
-    and one token: the norms :math:`\lVert X_j \rVert_2` of the layer's inputs over all
-    batches. So one vector a layer is all that is kept of the data, and the result is
-    exact for scores that see no more of the inputs than their norms.
+    Every output keeps its best weights, or n of every m consecutive inputs. A score of
+    weights and inputs is computed for each layer alone, the function ``x @ weights.T``,
+    on one token: the norms :math:`\lVert X_j \rVert_2` of the layer's inputs over all
+    batches. Only one vector per layer is kept in memory, and the result is exact for
+    scores that depend on the inputs only through these norms.
 
     Args:
       score: a builder whose first parameter is ``fn``, such as `wanda` or `ria`, or a

@@ -1,7 +1,7 @@
-"""Runs a jaxpr, and measures what every leaf is multiplied by on the way.
+"""Runs a jaxpr and measures the inputs that each leaf is multiplied by.
 
-The inputs of a layer are read from the jaxpr: wherever a leaf, rearranged or not, is an
-operand of a matrix product or a convolution, the other operand holds them.
+Wherever a leaf, rearranged or not, is an operand of a matrix product or a convolution,
+the other operand holds its inputs.
 """
 
 import math
@@ -27,18 +27,18 @@ _PRODUCTS = ("dot_general", "conv_general_dilated")
 _PAIRS = ("mul", "div", "select_n")  # By a mask, or a scale.
 _SUMS = ("add", "sub", "max", "min")
 ACTIVE = "active"
-"""What an array is that depends on the inputs of the function."""
+"""Marks an array that depends on the inputs of the function."""
 
 Way = Path | str | None
-"""What an array is: a leaf rearranged, `ACTIVE`, or neither (None)."""
+"""The kind of an array: a leaf rearranged, `ACTIVE`, or neither (None)."""
 
 Statistics = dict[int, jax.Array]
 
 
 class Layout(NamedTuple):
-    """Which axes of a leaf a product sums over, and which it runs along in step.
+    """The axes of a leaf that a product sums over, and its batch axes.
 
-    The others are outputs. An axis that a scan runs along is one of ``batch``.
+    The remaining axes are outputs. An axis that a scan runs along is a batch axis.
     """
 
     inputs: tuple[int, ...]
@@ -48,17 +48,17 @@ class Layout(NamedTuple):
 Measure = Callable[[jax.Array, int, int], jax.Array]
 """``measure(x, batch, inputs)``: a statistic of a layer's inputs, summed over tokens.
 
-The first ``batch`` axes of x are the leaf's batch axes, and lead in the statistic too.
-The last ``inputs`` axes number the inputs; those between are tokens.
+The first ``batch`` axes of x are the leaf's batch axes, which also lead the statistic.
+The last ``inputs`` axes number the inputs, and the axes between them are tokens.
 """
 
 
 class Capture:
     """One run of one function, in which every leaf's inputs are measured.
 
-    ``layouts`` is filled in the order of first use. ``elementwise`` are leaves that
-    scale activations or are added to them; ``shared`` are leaves that meet them in
-    another way than a product, such as a lookup.
+    ``layouts`` is filled in the order of first use. ``elementwise`` holds leaves that
+    scale activations or are added to them. ``shared`` holds leaves with a use that is
+    not a product, such as a lookup.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Capture:
     def __call__(
         self, fn: Callable[..., Any], params: Any, inputs: Sequence[Any]
     ) -> Statistics:
-        """Runs ``fn(params, *inputs)`` and returns a statistic a leaf.
+        """Runs ``fn(params, *inputs)`` and returns one statistic per leaf.
 
         Leaves that multiply the same array share one statistic, the same object.
         """
@@ -186,7 +186,7 @@ class Capture:
         return {path.leaf: found}
 
     def _layout(self, path: Path, batch: list[Atom], inputs: list[Atom]) -> Layout:
-        """Notes which axes are inputs, and raises where two uses disagree."""
+        """Records which axes are inputs, and raises if two uses disagree."""
         name, shape = self.paths[path.leaf], self.shapes[path.leaf]
         mine = {atom.axis for atom in inputs}
         rows = {atom.axis for atom in batch} | set(path.scans)
@@ -288,7 +288,7 @@ def _add(found: Statistics, more: Statistics) -> None:
 
 
 def _fits(out: Any, path: Path) -> bool:
-    """Tells whether an array has the leaf's size: neither broadcast the other."""
+    """Tells whether an array has the leaf's size, so neither was broadcast."""
     return out.size == math.prod(a.size for dim in path.dims for a in dim)
 
 

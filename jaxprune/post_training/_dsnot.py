@@ -1,4 +1,4 @@
-"""DSnoT: swaps kept for pruned weights, so that the mean output comes closer."""
+"""DSnoT: swaps pruned and kept weights to bring the mean output closer to the dense."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,30 +16,31 @@ from jaxprune.post_training._layers import Matrix, Rule, prune_layers
 def dsnot(method: Method, *, cycles: int = 50, threshold: Real = 0.1) -> Method:
     r"""Refines the mask of another method, weight by weight, without new values.
 
-    Let :math:`e_i = \sum_{j \text{ pruned}} W_{ij} \, E[X_j]` be what output i lost on
-    average. In each cycle, every output regrows the pruned weight that lowers
-    :math:`|e_i|` with the largest :math:`|W_{ij} E[X_j]| / \mathrm{Var}[X_j]`, and
-    prunes the kept one of the least :math:`|W_{ij}| \lVert X_j \rVert` among those that
-    lower it too. An output stops once :math:`|e_i|` is at most ``threshold``, or a swap
-    would not lower it. A weight is swapped once at most. With N:M both are of one
-    group.
+    Let :math:`e_i = \sum_{j \text{ pruned}} W_{ij} \, E[X_j]` be the mean error of
+    output i. In each cycle, every output makes one swap. Among the pruned weights that
+    would lower :math:`|e_i|`, it regrows the one with the largest
+    :math:`|W_{ij} E[X_j]| / \mathrm{Var}[X_j]`. Among the kept weights whose removal
+    would lower it, it prunes the one with the smallest
+    :math:`|W_{ij}| \lVert X_j \rVert`. An output stops once :math:`|e_i|` is at most
+    ``threshold``, or a swap would not lower it. A weight is swapped at most once. With
+    N:M, both weights of a swap belong to the same group.
 
-    The paper stops an output where the sign of its error would change, and leaves the
-    MLPs alone; here they take part, unless ``prunable`` says otherwise.
+    The paper stops an output where the sign of its error would change, and does not
+    refine the MLPs. Here they are refined too, unless ``prunable`` excludes them.
 
     Args:
       method: the method whose mask is refined, such as ``jp.by_score(jp.wanda)``. Its
         new weights, if it makes any, are not used.
-      cycles: the most swaps of an output.
+      cycles: the maximum number of swaps of an output.
       threshold: the error that is small enough, in units of the layer's outputs.
 
     Returns:
-      A method with the signature of `sparse_gpt`; remaining weights do not change.
+      A method with the signature of `sparse_gpt`; kept weights do not change.
 
     Raises:
       ValueError: if ``cycles`` is not a whole number, at least 1, or ``threshold`` is
         negative.
-      TypeError: if ``method`` cannot be called, or ``threshold`` is no number.
+      TypeError: if ``method`` cannot be called, or ``threshold`` is not a number.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp

@@ -1,4 +1,4 @@
-"""Prunes every layer of a function by one pass over the data: what all methods share.
+"""Prunes every layer of a function from one pass over the data, with any method.
 
 A method is a `Rule`: a statistic of a layer's inputs, and a solver for one matrix.
 """
@@ -26,7 +26,7 @@ from jaxprune.post_training._capture import Capture, Layout, Measure
 class Matrix(NamedTuple):
     """One layer to prune: arrays of shape (outputs, inputs).
 
-    ``allowed`` is False where a weight is 0 already. ``start`` is a mask to refine.
+    ``allowed`` is False for weights that are already 0. ``start`` is a mask to refine.
     """
 
     weights: jax.Array
@@ -37,13 +37,13 @@ class Matrix(NamedTuple):
 class Rule(NamedTuple):
     """How a method prunes one matrix.
 
-    Each function is compiled once a shape: equal rules must be the same objects.
+    Each function is compiled once per shape: equal rules must be the same objects.
     """
 
     measure: Measure
-    """The statistic of the inputs, whose sum over the batches is all that is kept."""
+    """The statistic of the inputs. Only its sum over the batches is kept."""
     prepare: Callable[[jax.Array], Any]
-    """What the solver needs of it; layers with the same inputs share the result."""
+    """Converts the sum for the solver. Layers with the same inputs share the result."""
     solve: Callable[..., tuple[jax.Array, jax.Array]]
     """``solve(matrix, prepared, keep, n_m) -> (weights, mask)``, float32 and bool."""
     counts: Callable[[float, int, int], Sequence[int]]
@@ -53,12 +53,12 @@ class Rule(NamedTuple):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """The leaves that are in a product, in the order of first use."""
+    """The leaves that are in products, in the order of first use."""
 
     leaves: tuple[int, ...]
     layouts: tuple[Layout, ...]
     slots: tuple[int, ...]
-    """Which statistic belongs to each: leaves with the same inputs share one."""
+    """The index of each leaf's statistic. Leaves with the same inputs share one."""
 
     def each(self) -> Iterator[tuple[int, Layout, int]]:
         """Iterates over leaf, layout and slot."""
@@ -79,7 +79,7 @@ def prune_layers(
 ) -> tuple[Params, Mask]:
     """Prunes every prunable leaf with a rule, from one pass over the batches.
 
-    What ``prior`` prunes, and weights that are 0 already, stay 0 and count as removed.
+    Weights that ``prior`` prunes or that are already 0 stay 0 and count as removed.
     """
     _checks.check_floating(params, "params")
     if prior is not None:
@@ -128,7 +128,7 @@ def layer_statistics(
 ) -> tuple[Layers, list[jax.Array]]:
     """Finds the prunable layers, and sums a statistic of their inputs over batches.
 
-    Statistics are float32, and lead with the axes of a leaf that products run along.
+    Statistics are float32, and their leading axes are the batch axes of the leaf.
     """
     _checks.check_callable(fn, "fn", "fn(params, batch) -> outputs")
     _checks.check_floating(params, "params")
@@ -172,8 +172,9 @@ def _measured(
 def products(capture: Capture, flags: Sequence[bool] | None) -> tuple[int, ...]:
     """The leaves that a product contracts with activations, in the order of first use.
 
-    Without flags they are all that have no other use. With flags, the flagged: what
-    meets activations elementwise is left out, unless nothing else is flagged.
+    Without flags, these are all such leaves that have no other use. With flags, they
+    are the flagged leaves; flagged leaves that meet activations elementwise are left
+    out, and raise an error if no other leaf is flagged.
     """
     if flags is None:
         chosen = [i for i in capture.layouts if i not in capture.shared]
@@ -225,7 +226,7 @@ def _pruned(
     prepared: Any,
     keep: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """Prunes a leaf, matrix by matrix; its zeros, and they alone, leave the mask."""
+    """Prunes a leaf, matrix by matrix; the mask is False exactly at its zeros."""
     outputs, inputs = _sizes(leaf.shape, layout)
     free = [i for i in range(leaf.ndim) if i not in (*layout.inputs, *layout.batch)]
     order = [*layout.batch, *free, *layout.inputs]
@@ -259,7 +260,7 @@ def _by_row(fn: Callable[[Any], Any], rows: Any) -> Any:
 
 
 def _sizes(shape: Sequence[int], layout: Layout) -> tuple[int, int]:
-    """How many outputs and inputs a layer has."""
+    """The number of outputs and of inputs of a layer."""
     inputs = math.prod(shape[i] for i in layout.inputs)
     batch = math.prod(shape[i] for i in layout.batch)
     return math.prod(shape) // (inputs * batch), inputs
@@ -314,7 +315,7 @@ def _check_groups(
 def _check_statistics(
     layers: Layers, totals: list[Any], paths: list[str], warn: bool
 ) -> None:
-    """Raises on statistics that are not finite; warns of layers without any."""
+    """Raises if statistics are not finite; warns of layers without inputs."""
     if not _checks.is_concrete(totals):
         return
     unreached = []

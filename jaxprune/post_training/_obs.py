@@ -14,7 +14,7 @@ _dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
 
 
 class Factor(NamedTuple):
-    r"""The upper U with :math:`U^\top U = H^{-1}`, and which inputs are always 0."""
+    r"""The upper factor U, :math:`U^\top U = H^{-1}`, and which inputs are always 0."""
 
     upper: jax.Array
     dead: jax.Array
@@ -48,8 +48,8 @@ def solve(
       block: columns whose weights are compared with one another.
       matrix: the weights, and which of them may be kept.
       factor: of the products of the inputs.
-      keep: how many weights of a whole block stay, and of the last one.
-      n_m: instead of ``keep``, how many of a group.
+      keep: the number of weights kept in a whole block, and in the last block.
+      n_m: instead of ``keep``, the number kept in a group, and the size of a group.
 
     Returns:
       The new weights, float32, and the mask.

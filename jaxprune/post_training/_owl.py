@@ -25,25 +25,26 @@ def owl(
     threshold: Real = 5.0,
     prunable: Prunable | None = None,
 ) -> list[float]:
-    r"""Shares out a sparsity over blocks by the outliers among their Wanda scores.
+    r"""Distributes a sparsity over blocks by the outliers among their Wanda scores.
 
-    Let :math:`D_l` be the share of block l's scores, of all its layers together, that
-    are above ``threshold`` times their mean. Its density is
+    Let :math:`D_l` be the fraction of block l's scores, over all its layers, that are
+    above ``threshold`` times their mean. The block's density is
 
     .. math:: 1 - s + 2 \lambda \left( \frac{D_l - \min D}{\max D - \min D}
               - \text{mean} \right),
 
     with the overall sparsity s, ``limit`` :math:`\lambda`, and the mean of the
     fractions over the blocks. A sparsity of 0 or less becomes 0.01, as in the authors'
-    code, and one above 0.99 becomes 0.99. Scores are those of the dense network.
+    code, and one above 0.99 becomes 0.99. The scores are computed on the dense network.
 
     Args:
       block_fn: ``block_fn(block, hidden) -> hidden``, as for `prune_blocks`.
       blocks: a list of trees, or one tree with a leading axis of layers.
       hidden: batches of hidden states, the inputs of the first block.
       sparsity: the mean of the blocks' sparsities, in [0, 1).
-      limit: how far a block's sparsity may be from the mean, at most.
-      threshold: how many times the mean makes an outlier.
+      limit: the factor :math:`\lambda`; the sparsities of two blocks differ by at most
+        twice the limit.
+      threshold: a score above this multiple of the mean is an outlier.
       prunable: which leaves of a block are scored, as for `prune_blocks`.
 
     Returns:
@@ -53,7 +54,7 @@ def owl(
     Raises:
       ValueError: if ``sparsity`` is not in [0, 1), ``limit`` or ``threshold`` is
         negative, or there are no blocks or no batches.
-      TypeError: if ``block_fn`` cannot be called, or an option is no number.
+      TypeError: if ``block_fn`` cannot be called, or an option is not a number.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -87,7 +88,7 @@ def owl(
 
 @functools.partial(jax.jit, static_argnums=3)
 def _outliers(block: Any, totals: Any, threshold: Any, layers: Layers) -> jax.Array:
-    """The share of a block's scores above a multiple of their mean."""
+    """The fraction of a block's scores above a multiple of their mean."""
     leaves, scores = jax.tree.leaves(block), []
     for i, layout, slot in layers.each():
         norms = jnp.sqrt(like_leaf(totals[slot], layout, leaves[i].shape))

@@ -1,9 +1,8 @@
-"""Which entry of which leaf stands where, in an array that is a leaf rearranged.
+"""Tracks where the entries of a leaf are in an array that is the leaf rearranged.
 
-An array on the way from a leaf to a product is the leaf converted, transposed or
-reshaped. Each of its dimensions is a sequence of atoms, from the slowest to the
-fastest; an atom is a piece of one axis of the leaf: ``size`` positions, ``stride``
-apart.
+An array between a leaf and a product is the leaf converted, transposed or reshaped.
+Each of its dimensions is a sequence of atoms, from the slowest to the fastest. An atom
+is a piece of one axis of the leaf: ``size`` positions, ``stride`` apart.
 """
 
 from collections.abc import Sequence
@@ -19,9 +18,9 @@ class Atom(NamedTuple):
 
 
 class Path(NamedTuple):
-    """An array that is a leaf rearranged: the leaf, and what each dimension holds.
+    """An array that is a leaf rearranged: the leaf, and the atoms of each dimension.
 
-    ``scans`` lists the leaf's axes that enclosing scans run along, the outer first.
+    ``scans`` lists the leaf's axes that enclosing scans run along, outermost first.
     """
 
     leaf: int
@@ -30,7 +29,7 @@ class Path(NamedTuple):
 
 
 def whole(leaf: int, shape: Sequence[int]) -> Path:
-    """The path of a leaf as it is."""
+    """The path of an unchanged leaf."""
     return Path(leaf, tuple(_atoms(axis, n) for axis, n in enumerate(shape)))
 
 
@@ -39,7 +38,7 @@ def _atoms(axis: int, size: int) -> tuple[Atom, ...]:
 
 
 def follow(name: str, at: dict[str, Any], path: Path) -> Path | None:
-    """The path after a primitive with one operand, or None where it is lost."""
+    """The path after a primitive with one operand, or None if it cannot be followed."""
     dims = path.dims
     if name in ("convert_element_type", "copy", "copy_p", "stop_gradient", "neg"):
         return path
@@ -74,7 +73,7 @@ def _size(dim: Sequence[Atom]) -> int:
 
 
 def _reshaped(path: Path, shape: Sequence[int]) -> Path | None:
-    """Deals the atoms out to new dimensions, splitting those that a border cuts."""
+    """Distributes the atoms over new dimensions, splitting atoms at boundaries."""
     rest = [atom for dim in path.dims for atom in dim][::-1]
     dims = []
     for size in shape:

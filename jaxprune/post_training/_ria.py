@@ -1,4 +1,4 @@
-"""RIA: a weight's share of its row and of its column, and the norm of its input."""
+"""RIA: a weight's size relative to its row and its column, times its input's norm."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,12 +25,12 @@ def ria(
 
     where i numbers outputs and j inputs. Relative sizes keep whole rows and columns of
     small weights from being pruned. The inputs are found as `wanda` finds them. The
-    paper's reordering of channels for N:M is left out.
+    paper's reordering of channels for N:M is not implemented.
 
     Args:
       fn: ``fn(params, *inputs)``, the forward pass; what it returns is not read.
       power: the exponent a of the norms.
-      prunable: the leaves whose inputs are looked for. The others score
+      prunable: the leaves to score by their inputs. The remaining leaves score
         :math:`|\theta|`.
 
     Returns:
@@ -39,7 +39,7 @@ def ria(
 
     Raises:
       ValueError: when called, as `wanda`.
-      TypeError: if ``power`` is no number; when called, if a leaf is not floating.
+      TypeError: if ``power`` is not a number; when called, if a leaf is not floating.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp

@@ -29,37 +29,39 @@ def sparse_gpt(
     r"""Prunes each layer so that its outputs on the calibration data change little.
 
     For a layer :math:`y = W x` with inputs :math:`X` and
-    :math:`H = X X^\top + \lambda I`, :math:`\lambda` a share of H's mean diagonal, and
-    :math:`U` the upper Cholesky factor of :math:`H^{-1}`, columns are visited in order.
-    Of a block of columns those with the least :math:`w^2 / U_{jj}^2` are pruned, and
-    each column's error :math:`w / U_{jj}` is spread over the later ones with U's row.
+    :math:`H = X X^\top + \lambda I`, :math:`\lambda` a fraction of H's mean diagonal,
+    and :math:`U` the upper Cholesky factor of :math:`H^{-1}`, columns are visited in
+    order. In each block of columns, the weights with the smallest
+    :math:`w^2 / U_{jj}^2` are pruned. The row of U then spreads each column's error
+    :math:`w / U_{jj}` over the later columns.
 
-    How many are pruned is exact in each block, over all outputs; the papers' code
-    prunes ties too. With N:M, ``n`` of every ``m`` consecutive inputs are kept, chosen
-    when their first column is visited. H is a sum, not a mean, which changes nothing.
-    Weights of inputs that are always 0 are pruned first, the smallest first; the paper
-    sets them all to 0.
+    The number of pruned weights is exact in each block, over all outputs; the authors'
+    code also prunes ties. With N:M, ``n`` of every ``m`` consecutive inputs are kept,
+    chosen when their first column is visited. H is a sum and not a mean, which does not
+    change the result. Weights of inputs that are always 0 are pruned first, the
+    smallest first; the paper sets them all to 0.
 
-    The inputs are found as `wanda` finds them, in one pass: all layers see those of the
-    network before pruning, as the layers of one block do in the paper. `prune_blocks`
-    goes from block to pruned block. All products are in memory at once, one for each
-    array that layers read: for a large network, prune its blocks.
+    The inputs are found as `wanda` finds them, in one pass: all layers see the inputs
+    of the network before pruning, as the layers of one block do in the paper. All
+    products are in memory at once, one for each array that layers read. For a large
+    network, use `prune_blocks`, which prunes each block on the outputs of the pruned
+    blocks before it.
 
     Args:
       fn: ``fn(params, batch)``, the forward pass; what it returns is not read.
       params: any pytree of floating arrays. Weights that are 0 stay 0.
-      batches: the calibration data, read once; each batch is handed whole to ``fn``.
+      batches: the calibration data, read once; ``fn`` is called with each batch.
       sparsity: fraction of the weights of each block removed, in [0, 1): a number, or a
         tree of numbers like ``params``, or a prefix of one.
       n_m: instead of ``sparsity``, the pair (n, m): n of every m inputs are kept.
-      prior: a mask. What it prunes stays pruned and counts toward ``sparsity``.
+      prior: a mask. Weights that it prunes stay pruned and count toward ``sparsity``.
       prunable: which leaves take part; the others are kept whole. By default, those
         that a matrix product or convolution contracts with activations and that have no
         other use, such as a lookup. Leaves that scale activations or are added to them
         never take part.
       block: columns whose weights are compared with one another, at least 1; with N:M
         a multiple of m.
-      damping: what is added to H's diagonal, as a share of its mean; above 0.
+      damping: the number added to H's diagonal, as a fraction of its mean; above 0.
 
     Returns:
       The parameters with new weights and the mask, which is False exactly where a
@@ -69,10 +71,10 @@ def sparse_gpt(
 
     Raises:
       ValueError: if neither or both of ``sparsity`` and ``n_m`` are given, an option is
-        out of its range, there are no batches, or a prunable leaf has no inputs, or not
-        a multiple of m; outside ``jit``, if its inputs are not finite, or their
-        products have no Cholesky factor.
-      TypeError: if a leaf is not floating, or ``damping`` no number.
+        out of range, there are no batches, or a prunable leaf has no inputs or a number
+        of inputs that is not a multiple of m; outside ``jit``, if the inputs are not
+        finite, or their products have no Cholesky factor.
+      TypeError: if a leaf is not floating, or ``damping`` is not a number.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -81,7 +83,7 @@ def sparse_gpt(
       >>> params, mask = jp.sparse_gpt(
       ...     lambda p, x: x @ p["w"], params, [x], sparsity=0.5, damping=1e-4
       ... )
-      >>> params["w"].round(2)  # The weight that stays does the work of both.
+      >>> params["w"].round(2)  # The kept weight does the work of both.
       Array([[0.],
              [4.]], dtype=float32)
 
@@ -110,7 +112,7 @@ def sparse_gpt(
 
 @functools.cache
 def _rule(block: int, damping: float) -> Rule:
-    """One rule for all blocks: what it compiles is used again."""
+    """Cached, so that all blocks use the same rule and its compiled programs."""
     return Rule(
         products,
         functools.partial(factor, damping),
@@ -120,7 +122,7 @@ def _rule(block: int, damping: float) -> Rule:
 
 
 def products(x: jax.Array, batch: int, inputs: int) -> jax.Array:
-    """The products of the inputs, two by two."""
+    """The products of all pairs of inputs."""
     rows, tokens = (*range(batch),), (*range(batch, x.ndim - inputs),)
     sharding = jax.typeof(x).sharding
     found = jax.lax.dot_general(

@@ -1,4 +1,4 @@
-"""Wanda: a weight's size times the norm of the input that it multiplies."""
+"""Wanda: a weight's absolute value times the norm of the input that it multiplies."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,33 +16,33 @@ from jaxprune.post_training._layers import products
 
 
 def wanda(fn: Callable[..., Any], *, prunable: Prunable = matrices) -> ScoreFn:
-    r"""Builds the Wanda score: what a weight adds to its output, by size.
+    r"""Builds the Wanda score: the size of a weight's contribution to its output.
 
     For a layer :math:`y = W x` and the inputs :math:`X` of all tokens,
 
     .. math:: S_{ij} = |W_{ij}| \, \lVert X_j \rVert_2.
 
-    The inputs are read from the jaxpr: whatever a leaf is multiplied by, in a matrix
-    product of any dimension numbers or an ungrouped convolution, inside ``jit``,
-    ``remat``, ``scan`` and ``cond`` too. Squares are summed over all uses of a leaf,
-    separately for each layer of a stack that a ``scan`` or ``vmap`` runs along. On the
-    way to the product a leaf may be converted, transposed, reshaped, or multiplied by a
-    mask or a scale that does not depend on the inputs; a scale counts as 1. Leaves that
-    are sliced, or reach a product through a ``while`` loop, a scan's carry or a
-    ``shard_map`` inside ``fn``, are not found there: a leaf with other uses is scored
-    by these alone. A product of two leaves has no inputs. Leaves that scale activations
-    or are added to them, such as a norm's scale and biases, are not scored, even if
-    ``prunable`` selects them.
+    The inputs are read from the jaxpr: a leaf's inputs are the other operand of a
+    matrix product with any dimension numbers or of an ungrouped convolution, also
+    inside ``jit``, ``remat``, ``scan`` and ``cond``. Squares are summed over all uses
+    of a leaf, separately for each layer of a stack that a ``scan`` or ``vmap`` runs
+    along. Before the product a leaf may be converted, transposed, reshaped, or
+    multiplied by a mask or a scale that does not depend on the inputs; a scale counts
+    as 1. Products are not found if the leaf is sliced first, or reaches them through a
+    ``while`` loop, a scan's carry or a ``shard_map`` inside ``fn``; only the other uses
+    of the leaf then count. A product of two leaves has no inputs. Leaves that scale
+    activations or are added to them, such as a norm's scale and biases, are not scored,
+    even if ``prunable`` selects them.
 
-    The paper compares scores within each output: pass them to `row_mask`, or to
-    `n_m_mask`, or use `by_score`, which also reads many batches in little memory. Over
-    several batches, and over devices that each have one (``psum``), the score is the
-    root of the sum of the squares of the scores of each.
+    The paper compares scores within each output: pass them to `row_mask` or `n_m_mask`,
+    or use `by_score`, which also reads many batches in little memory. To combine the
+    scores of several batches or devices, take the root of the sum of their squares
+    (``psum`` over devices).
 
     Args:
       fn: ``fn(params, *inputs)``, the forward pass; what it returns is not read.
-      prunable: the leaves whose inputs are looked for. The others score
-        :math:`|\theta|`, as if their input were 1.
+      prunable: the leaves to score by their inputs. The remaining leaves score
+        :math:`|\theta|`, as if their inputs were 1.
 
     Returns:
       A score function ``score(params, *inputs)``: non-negative scores like ``params``,
@@ -98,19 +98,19 @@ def score_by_norms(
 def input_axes(
     fn: Callable[..., Any], params: Params, *inputs: Any, prunable: Prunable = matrices
 ) -> dict[str, tuple[int, ...]]:
-    """Tells which axes of each leaf the function sums over: a layer's inputs.
+    """Finds the axes of each leaf that the function sums over: a layer's inputs.
 
-    Nothing is computed. Together the other axes number the outputs, or the layers.
+    Nothing is computed. The remaining axes number the outputs, or the layers.
 
     Args:
       fn: ``fn(params, *inputs)``, the forward pass.
       params: a pytree of floating arrays, or of ``jax.ShapeDtypeStruct``.
-      *inputs: what ``fn`` takes besides, arrays or their shapes.
-      prunable: the leaves whose inputs are looked for.
+      *inputs: the other arguments of ``fn``, arrays or their shapes.
+      prunable: the leaves whose input axes to find.
 
     Returns:
-      For the path of each of these that is in a product, in the order of first use,
-      the axes; for `row_mask`. Those that meet activations elementwise are left out.
+      A dict from paths to axes, in the order of first use, for `row_mask` and
+      `n_m_mask`. Leaves that only scale activations or are added to them are left out.
 
     Raises:
       ValueError: if a prunable leaf is neither in a product nor meets activations

@@ -27,21 +27,22 @@ class Bias(NamedTuple):
 
 
 class _Products(NamedTuple):
-    """A sum of outputs of products, which nothing has read yet.
+    """A sum of outputs of products, which no other equation has read yet.
 
-    The dimensions of each hold axes of its weights, and axes with negative numbers for
-    those of the other operand.
+    Each dimension holds axes of the weights. Axes of the other operand have negative
+    numbers.
     """
 
     paths: tuple[Path, ...]
 
 
 def find_biases(fn: Callable[..., Any], params: Any, *inputs: Any) -> dict[str, Bias]:
-    """Finds, by the path of the weights, what ``fn(params, *inputs)`` adds to them.
+    """Finds the bias that ``fn(params, *inputs)`` adds to the output of each weight.
 
-    A bias has no axes but those of the weights' outputs, and of the stack that they
-    both belong to. On the way to it the output may be converted, transposed, reshaped
-    and added to, but nothing else may read it.
+    The result is keyed by the path of the weights. Every axis of a bias belongs to the
+    weights' outputs or to the stack that both are in. Before the bias is added, the
+    output may be converted, transposed, reshaped and added to, but nothing else may
+    read it.
     """
     closed = jax.make_jaxpr(fn)(params, *inputs)
     leaves, names = jax.tree.leaves(params), _checks.leaf_paths(params)
@@ -124,7 +125,7 @@ def _product(eqn: Any, given: list[Any]) -> _Products | None:
 
 
 def _broadcast(at: dict[str, Any], path: Path) -> Path:
-    """A leaf repeated along new axes: these hold none of its own."""
+    """The path of a leaf repeated along new axes, which hold no axis of the leaf."""
     dims: list[tuple[Atom, ...]] = [()] * len(at["shape"])
     for dim, i in zip(path.dims, at["broadcast_dimensions"], strict=True):
         dims[i] = dim

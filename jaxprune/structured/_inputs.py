@@ -1,6 +1,6 @@
-"""Statistics of what every leaf of a function is multiplied by, over calibration data.
+"""Statistics of the inputs that each leaf multiplies, over calibration data.
 
-The products are found by the capture that `jaxprune.wanda` uses too.
+`Capture`, which `jaxprune.wanda` also uses, finds the products.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jaxprune.post_training._capture import Capture, Layout
 
 
 class Moments(NamedTuple):
-    """Moments of an input over all tokens; arrays of one shape.
+    """Moments of each input over all tokens, as arrays of equal shapes.
 
     Attributes:
       mean: the mean.
@@ -33,11 +33,11 @@ class Moments(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What a leaf is multiplied by.
+    """The inputs that a leaf multiplies.
 
     Attributes:
-      moments: of the leaf's rank, of size 1 along its output axes.
-      axes: the leaf's axes that the product sums over.
+      moments: arrays of the leaf's rank, with size 1 along its output axes.
+      axes: the axes of the leaf that the product sums over.
     """
 
     moments: Moments
@@ -50,11 +50,11 @@ def read_inputs(
     batches: Iterable[Any],
     paths: Collection[str],
 ) -> dict[str, Inputs]:
-    """Runs all batches; returns the inputs of those of the leaves that are in products.
+    """Runs all batches and returns the inputs of the leaves that are in products.
 
-    The leading axis of a batch's first array numbers its sequences. They are told apart
-    in what a layer reads by its first axis, which may be merged with those of tokens;
-    if it has another size, all tokens count as one sequence.
+    The leading axis of a batch's first array numbers its sequences. In the array that a
+    layer reads, the first axis must number them too, alone or merged with the token
+    axes. If its size does not fit, all tokens count as one sequence.
     """
     _checks.check_callable(fn, "fn", "fn(params, batch) -> outputs")
     _checks.check_floating(params, "params")
@@ -114,7 +114,7 @@ def _sums(sequences: int, x: jax.Array, batch: int, inputs: int) -> jax.Array:
 
 
 def _laid_out(values: jax.Array, layout: Layout, shape: Sequence[int]) -> jax.Array:
-    """Lays a number for each input out along the axes of its leaf."""
+    """Reshapes one number per input to broadcast against the leaf."""
     axes = (*layout.batch, *layout.inputs)
     values = values.reshape([shape[i] for i in axes])
     values = jnp.transpose(values, np.argsort(axes).tolist())

@@ -15,30 +15,31 @@ def slice_groups(
 ) -> Groups:
     """Declares slices of leaves that are removed together, such as heads or experts.
 
-    `channel_groups` finds channels whose removal equals setting them to 0. Query heads
-    that share keys and values, and experts with a router, are removed in another sense:
-    the model is the same function at a smaller size. Declare them, score them, choose
-    with `structured_mask`, and cut the parameters and their optimizer state with
-    `narrow`. Nothing is traced: call the function with the sizes that are left, which
-    it should read from shapes. `shrink` needs `channel_groups`.
+    `channel_groups` finds channels whose removal is the same as setting them to 0.
+    Removing query heads that share keys and values, or experts that share a router, is
+    not: the same function then runs at a smaller size. Declare the slices, score them,
+    choose with `structured_mask`, and cut the parameters and the optimizer state with
+    `narrow`. Nothing is traced, so your function must read its sizes from shapes.
+    `shrink` accepts only groups from `channel_groups`.
 
-    Each axis is cut in ``size`` equal slices, in order. With ``within``, they are dealt
-    out to as many groups, in order, so that the scope "group" of `structured_mask`
-    removes the same number from each: the query heads that share one key.
+    Each axis is cut into ``size`` equal slices, in order. ``within`` divides them, in
+    order, into that many groups, such as the query heads that share one key. With the
+    scope "group", `structured_mask` removes the same number from each group.
 
     Args:
       params: the parameters, arrays or ``jax.ShapeDtypeStruct``.
-      axes: for the path of each leaf, such as "attention/q", the axis to cut.
-      size: the number of slices: heads, or experts.
+      axes: maps the path of each leaf, such as "attention/q", to the axis to cut.
+      size: the number of slices, such as heads or experts.
       within: the number of groups: 1, or the number of key-value heads.
 
     Returns:
       ``within`` groups, in which every leaf counts as a producer.
 
     Raises:
-      ValueError: if a leaf is missing, an axis is out of range or no multiple of
-        ``size``, ``size`` is no multiple of ``within``, or ``axes`` is empty.
-      TypeError: if an axis is no integer, or a leaf of ``params`` is not an array.
+      ValueError: if a leaf is missing, an axis is out of range or its size is not a
+        multiple of ``size``, ``size`` is not a multiple of ``within``, or ``axes`` is
+        empty.
+      TypeError: if an axis is not an integer, or a leaf of ``params`` is not an array.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
