@@ -20,7 +20,7 @@ def slice_groups(
     not: the same function then runs at a smaller size. Declare the slices, score them,
     choose with `structured_mask`, and cut the parameters and the optimizer state with
     `narrow`. Nothing is traced, so your function must read its sizes from shapes.
-    `shrink` accepts only groups from `channel_groups`.
+    `shrink` needs groups from `channel_groups`.
 
     Each axis is cut into ``size`` equal slices, in order. ``within`` divides them, in
     order, into that many groups, such as the query heads that share one key. With the
