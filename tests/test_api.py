@@ -34,7 +34,7 @@ CONTRACT = """
     earlycrop_trigger epi_trigger lamp block_mask exact_orthogonal_init
     sparse_mup scale_leaves wanda input_axes row_mask sparse_gpt
     save_mask load_mask update_mask sparsities stacked unstack
-    save_mask load_mask update_mask prune_blocks by_score ria admm dsnot owl
+    prune_blocks by_score ria admm dsnot owl read_gguf read_safetensors
 """.split()
 
 

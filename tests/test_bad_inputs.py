@@ -578,6 +578,16 @@ ROWS = {
         FileNotFoundError,
         "no/such/mask.npz",
     ),
+    "read_gguf: a file that is not there": (
+        lambda: jp.read_gguf("no/such/model.gguf"),
+        FileNotFoundError,
+        "There is no file no/such/model.gguf",
+    ),
+    "read_safetensors: a file that is not there": (
+        lambda: jp.read_safetensors("no/such/model.safetensors"),
+        FileNotFoundError,
+        "There is no file no/such/model.safetensors",
+    ),
     "save_model: the arguments swapped": (
         lambda: jp.save_model("folder", P, apply_fn, X),
         TypeError,

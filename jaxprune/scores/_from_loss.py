@@ -263,13 +263,11 @@ def _uniform_like(key: jax.Array, leaf: Any) -> jax.Array:
     dtype = upcast_half(jnp.zeros([], leaf.dtype)).dtype
     if not isinstance(leaf, Tracer):
         return shard_like(jax.random.uniform(key, jnp.shape(leaf), dtype), leaf)
-    if not large_or_shared(leaf):
-        # Drawn flat, so that leaves of one size share the kernels.
-        noise = jax.lax.optimization_barrier(
-            jax.random.uniform(key, [leaf.size], dtype)
-        )
-        return noise.reshape(leaf.shape)
     sharding = jax.typeof(leaf).sharding  # Told by the type on Explicit meshes only.
+    if sharding.mesh.empty and not large_or_shared(leaf):
+        # Drawn flat, so that leaves of one size share the kernels.
+        flat = jax.random.uniform(key, [leaf.size], dtype)
+        return jax.lax.optimization_barrier(flat).reshape(leaf.shape)
     known = sharding if AxisType.Explicit in sharding.mesh.axis_types else None
     noise = jax.random.uniform(key, leaf.shape, dtype, out_sharding=known)
     # Make the noise depend on the leaf so that it inherits the leaf's sharding.
