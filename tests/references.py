@@ -40,8 +40,9 @@ def sparse_gpt(w, x, *, sparsity=None, n_m=None, block=128, damping=0.01):
     """Column by column."""
     w, h, allowed = np.array(w, np.float64), x.T @ x, w != 0
     dead = np.diag(h) == 0
-    h[dead, dead] = 1
-    h += damping * np.diag(h).mean() * np.eye(len(h))
+    mean = np.diag(h)[~dead].mean()
+    h[dead, dead] = mean
+    h += damping * mean * np.eye(len(h))
     u = np.linalg.cholesky(np.linalg.inv(h)).T
     mask = np.ones(w.shape, bool)
 
@@ -75,8 +76,9 @@ def admm(w, x, *, sparsity=None, n_m=None, damping=0.01):
     """ALPS: the same splitting, solved directly, and an exact fit at the end."""
     h = x.T @ x
     dead = np.diag(h) == 0
-    h[dead, dead] = 1
-    h += damping * np.diag(h).mean() * np.eye(len(h))
+    mean = np.diag(h)[~dead].mean()
+    h[dead, dead] = mean
+    h += damping * mean * np.eye(len(h))
     scale = np.sqrt(np.diag(h))
     h = h / np.outer(scale, scale)
     scale[dead] = 1e-6 * scale.min()

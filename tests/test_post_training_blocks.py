@@ -205,6 +205,28 @@ ERRORS = {
         ),
         r"a list of 1, but there are 3 blocks",
     ),
+    "a prior not sliced": (
+        lambda p, h: jp.prune_blocks(
+            jp.admm,
+            llama.block_fn,
+            llama.unstacked(p["blocks"])[1:],
+            h,
+            sparsity=0.5,
+            prior=jax.tree.map(lambda x: x != 0, llama.unstacked(p["blocks"])),
+        ),
+        r"prior has 3 blocks, but there are 2\. To resume, slice it as blocks",
+    ),
+    "a stack of priors": (
+        lambda p, h: jp.prune_blocks(
+            jp.admm,
+            llama.block_fn,
+            p["blocks"],
+            h,
+            sparsity=0.5,
+            prior=jax.tree.map(lambda x: x[:2] != 0, p["blocks"]),
+        ),
+        r"prior has 2 blocks, but there are 3",
+    ),
 }
 
 

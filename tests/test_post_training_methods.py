@@ -139,6 +139,16 @@ def test_admm_reconstructs_better_than_sparse_gpt_and_it_than_wanda():
     assert errors[0] < 0.9 * errors[1] < 0.85 * errors[2]
 
 
+@pytest.mark.parametrize("name", ["sparse_gpt", "admm"])
+def test_the_scale_of_the_inputs_does_not_matter(name):
+    x, w = inputs(), jnp.asarray(draw(3, 16, 12))
+    errors = []
+    for scale in (1.0, 1e-3, 1e-5):
+        new, _ = METHODS[name](lambda w, x: x @ w, w, [scale * x], sparsity=0.5)
+        errors.append(np.linalg.norm(x @ (new - w)))
+    np.testing.assert_allclose(errors, errors[0], rtol=1e-3)
+
+
 def test_dsnot_lowers_the_error_of_the_mean_and_keeps_the_weights():
     x, w = inputs(), jnp.asarray(draw(3, 16, 12))
     found = {

@@ -11,6 +11,7 @@ from jaxprune._types import Mask, Params, Prunable
 from jaxprune.masks._n_m import best_of_groups
 from jaxprune.masks._selection import best_of_all
 from jaxprune.post_training._layers import Matrix, Rule, prune_layers
+from jaxprune.post_training._obs import damped_products
 from jaxprune.post_training._sparse_gpt import check_damping, products
 
 _dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
@@ -118,11 +119,7 @@ class Problem(NamedTuple):
 
 
 def _prepare(damping: float, products: jax.Array) -> Problem:
-    diagonal = jnp.diagonal(products)
-    dead = diagonal == 0
-    identity = jnp.eye(len(products), dtype=products.dtype)
-    mean = jnp.mean(jnp.where(dead, 1, diagonal))
-    products = jnp.where(jnp.diag(dead), 1, products) + damping * mean * identity
+    products, dead = damped_products(damping, products)
     scale = jnp.sqrt(jnp.diagonal(products))
     products = products / (scale[:, None] * scale[None])
     # Dead inputs go first, the smallest weights first.

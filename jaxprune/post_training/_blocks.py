@@ -59,8 +59,8 @@ def prune_blocks(
       The pruned blocks and their masks, each a list or a stack as ``blocks`` is.
 
     Raises:
-      ValueError: if there are no blocks or batches, a list of sparsities has another
-        length than the blocks, or the method raises it.
+      ValueError: if there are no blocks or batches, a list of sparsities or ``prior``
+        has another length than the blocks, or the method raises it.
       TypeError: if ``method`` or ``block_fn`` cannot be called, or ``hidden`` is a
         single array.
 
@@ -80,7 +80,12 @@ def prune_blocks(
     _checks.check_batches(hidden)
     hidden, count = list(hidden), count_blocks(blocks)
     sparsities = _per_block(sparsity, count)
-    stacked = not isinstance(blocks, list | tuple)
+    if prior is not None and (priors := count_blocks(prior, "prior")) != count:
+        raise ValueError(
+            f"prior has {priors} blocks, but there are {count}. To resume, slice it as "
+            "blocks."
+        )
+    stacked = not is_listed(blocks)
     pruned = jax.tree.map(jnp.copy, blocks) if stacked else []
     masks = jax.tree.map(lambda x: jnp.ones_like(x, bool), blocks) if stacked else []
     for i in range(count):
@@ -109,26 +114,31 @@ def prune_blocks(
     return pruned, masks
 
 
-def count_blocks(blocks: Any) -> int:
+def is_listed(blocks: Any) -> bool:
+    """Tells a list of blocks from a stack, which may be a named tuple."""
+    return isinstance(blocks, list | tuple) and not hasattr(blocks, "_fields")
+
+
+def count_blocks(blocks: Any, name: str = "blocks") -> int:
     """Counts the blocks of a list or a stack; raises if there are none."""
-    if isinstance(blocks, list | tuple):
+    if is_listed(blocks):
         count = len(blocks)
     else:
         counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(blocks)}
         if len(counts) != 1 or () in counts:
             raise ValueError(
-                "blocks must be a list of trees, or a tree whose leaves all have the "
+                f"{name} must be a list of trees, or a tree whose leaves all have the "
                 f"same leading axis; their leading axes are {sorted(counts)}."
             )
         ((count,),) = counts
     if not count:
-        raise ValueError("blocks is empty; pass at least one block.")
+        raise ValueError(f"{name} is empty; pass at least one block.")
     return count
 
 
 def block_at(blocks: Any, i: int) -> Any:
     """One block of a list or a stack."""
-    if isinstance(blocks, list | tuple):
+    if is_listed(blocks):
         return blocks[i]
     return _slice(blocks, i)
 

@@ -20,16 +20,31 @@ class Factor(NamedTuple):
     dead: jax.Array
 
 
+def damped_products(
+    damping: float, products: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Adds a fraction of the mean of the live inputs to the diagonal.
+
+    Inputs that are always 0 get this mean first, so the result scales with the inputs.
+    Also returns which inputs these are.
+    """
+    diagonal = jnp.diagonal(products)
+    dead = diagonal == 0
+    mean = jnp.sum(diagonal) / jnp.maximum(jnp.sum(~dead), 1)
+    mean = jnp.where(dead.all(), 1, mean)
+    identity = jnp.eye(len(products), dtype=products.dtype)
+    filled = jnp.where(jnp.diag(dead), mean, products)
+    return filled + damping * mean * identity, dead
+
+
 def factor(damping: float, products: jax.Array) -> Factor:
     r"""Finds U without inverting H.
 
     If :math:`H = V V^\top` with V upper, :math:`U = V^{-1}`; V is the Cholesky factor
     of H in reverse order, reversed.
     """
-    dead = jnp.diagonal(products) == 0
-    products = jnp.where(jnp.diag(dead), 1, products)
+    damped, dead = damped_products(damping, products)
     identity = jnp.eye(len(products), dtype=products.dtype)
-    damped = products + damping * jnp.mean(jnp.diagonal(products)) * identity
     lower = jnp.linalg.cholesky(damped[::-1, ::-1])
     upper = jax.scipy.linalg.solve_triangular(lower[::-1, ::-1], identity, lower=False)
     return Factor(upper, dead)
