@@ -208,6 +208,26 @@ def test_safetensors_in_parts_become_one_tree(tmp_path):
     (tmp_path / "3").write_bytes(b"{")
     with pytest.raises(ValueError, match="not a safetensors file"):
         jp.read_safetensors(tmp_path / "3")
+    save_file({"0.up": half, "1.up": 2 * half}, tmp_path / "4")
+    chex.assert_trees_all_equal(
+        jp.read_safetensors(tmp_path / "4"), [{"up": half}, {"up": 2 * half}]
+    )
+
+
+def test_safetensors_that_no_tree_holds_are_errors(tmp_path):
+    save_file = pytest.importorskip("safetensors.numpy").save_file
+    one = np.ones(1, np.float32)
+    save_file({"a": one}, tmp_path / "a")
+    save_file({"a.b.c": one}, tmp_path / "b")
+    for order in ("ab", "ba"):
+        with pytest.raises(ValueError, match=r"There are tensors a and a\.b\.c"):
+            jp.read_safetensors(*(tmp_path / name for name in order))
+    for dtype in (np.float64, np.int64, np.uint64):
+        save_file({"ok": one, "wide": np.ones(1, dtype)}, tmp_path / "c")
+        with pytest.raises(ValueError, match=r"wide is .*64: set jax_enable_x64"):
+            jp.read_safetensors(tmp_path / "c")
+        with jax.enable_x64(True):
+            assert jp.read_safetensors(tmp_path / "c")["wide"].dtype == dtype
 
 
 def test_the_tokenizer_cuts_and_merges_as_the_file_says(tmp_path):

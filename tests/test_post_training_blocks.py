@@ -1,5 +1,7 @@
 """Block by block: a tiny Llama, against a forward pass and solvers in NumPy."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -235,6 +237,51 @@ def test_errors_name_what_is_wrong(case, params, hidden):
     call, message = ERRORS[case]
     with pytest.raises(ValueError, match=message):
         call(params, hidden)
+
+
+class Block(NamedTuple):
+    w: jax.Array
+    scale: jax.Array
+
+
+def test_a_named_tuple_of_stacked_leaves_is_a_stack(hidden):
+    stack = Block(jnp.stack([jnp.eye(8) + 0.1, jnp.eye(8) - 0.2]), jnp.ones((2, 8)))
+    listed = [Block(*leaves) for leaves in zip(*stack, strict=True)]
+    new, listed = (
+        jp.prune_blocks(
+            METHODS["wanda"],
+            lambda b, x: jnp.tanh((x * b.scale[None, None]) @ b.w),
+            blocks,
+            hidden,
+            sparsity=0.5,
+        )
+        for blocks in (stack, listed)
+    )
+    assert isinstance(new[0], Block) and isinstance(new[1], Block)
+    for i in range(2):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            jax.tree.map(lambda x, i=i: x[i], new),
+            (listed[0][i], listed[1][i]),
+        )
+
+
+def test_errors_name_the_block_and_finished_blocks_are_reported_first(hidden):
+    seen = []
+
+    def block_fn(w, x):
+        return x @ w / (0.0 if seen else 1.0)  # Infinite once a block is finished.
+
+    with pytest.raises(ValueError, match="NaN or an infinity") as caught:
+        jp.prune_blocks(
+            METHODS["wanda"],
+            block_fn,
+            [jnp.eye(8)] * 2,
+            hidden,
+            sparsity=0.5,
+            on_block=lambda i, *_: seen.append(i),
+        )
+    assert seen == [0] and caught.value.__notes__ == ["This was block 1."]
 
 
 def test_warnings_name_the_block(hidden):

@@ -149,6 +149,50 @@ def test_the_scale_of_the_inputs_does_not_matter(name):
     np.testing.assert_allclose(errors, errors[0], rtol=1e-3)
 
 
+def test_groups_are_of_all_inputs_of_an_output():
+    """Of 4 heads of 6 channels: 24 inputs, of which 2 of every 4 are kept."""
+    params = {"q": draw(0, 8, 4, 6), "out": draw(1, 4, 6, 8)}
+
+    def fn(p, x):
+        y = jnp.einsum("td,dhk->thk", x, p["q"])
+        return jnp.einsum("thk,hkd->td", y, p["out"])
+
+    x = draw(2, 16, 8)
+    _, mask = METHODS["wanda"](fn, params, [x], n_m=(2, 4))
+    axes = jp.input_axes(fn, params, x)
+    expected = jp.n_m_mask(jp.wanda(fn)(params, x), 2, 4, axis=axes)
+    jax.tree.map(np.testing.assert_array_equal, mask, expected)
+    with pytest.raises(ValueError, match=r"w of shape \(8, 1\) has 1 inputs, not a"):
+        METHODS["wanda"](
+            lambda w, x: x @ w["w"].T, {"w": draw(3, 8, 1)}, [x[:, :1]], n_m=(2, 4)
+        )
+
+
+def test_methods_made_anew_share_programs():
+    def new():
+        return jp.by_score(jp.ria), jp.dsnot(jp.by_score(jp.ria), cycles=3)
+
+    def compiled(method):
+        method(lambda p, x: x @ p["w"], LINEAR, [X], sparsity=0.5)
+        return _layers._pruned._cache_size(), _layers._prepare._cache_size()
+
+    before = [compiled(method) for method in new()]
+    assert [compiled(method) for method in new()] == before[1:] * 2
+
+
+@pytest.mark.parametrize("name", ["magnitude", "wanda", "dsnot"])
+def test_float64_weights_that_are_kept_are_not_rounded(name):
+    with jax.enable_x64(True):
+        w = jnp.asarray(np.random.default_rng(0).normal(size=(8, 6)))
+        w = w.at[0, 0].set(1e-60)  # 0 in float32.
+        for sparsity in (0.0, 0.5):
+            new, mask = METHODS[name](
+                lambda w, x: x @ w, w, [draw(1, 16, 8)], sparsity=sparsity
+            )
+            assert new.dtype == jnp.float64 and float(mask.mean()) == 1 - sparsity
+            np.testing.assert_array_equal(new, w * mask)
+
+
 def test_dsnot_lowers_the_error_of_the_mean_and_keeps_the_weights():
     x, w = inputs(), jnp.asarray(draw(3, 16, 12))
     found = {
@@ -226,6 +270,12 @@ ERRORS = {
     "groups": (
         lambda: apply([X], n_m=(2, 3)),
         r"leaf w of shape \(4, 6\) has 4 inputs",
+    ),
+    "NaN": (
+        lambda: jp.by_score(jp.wanda)(
+            lambda p, x: x @ p["w"], {"w": LINEAR["w"] * np.nan}, [X], sparsity=0.5
+        ),
+        r"params contain NaN in w",
     ),
     "cycles": (lambda: jp.dsnot(jp.admm, cycles=0), r"cycles must be .* at least 1"),
     "threshold": (lambda: jp.dsnot(jp.admm, threshold=-1), r"threshold must be at lea"),

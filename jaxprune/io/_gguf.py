@@ -1,5 +1,6 @@
 """Weights in files that other libraries write, as plain trees of arrays."""
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxprune.io._leaves import from_host
 
 
 class Gguf(NamedTuple):
@@ -71,7 +74,7 @@ def read_gguf(path: str | os.PathLike[str]) -> Gguf:
     return Gguf(nested(tensors), metadata)
 
 
-def read_safetensors(*paths: str | os.PathLike[str]) -> dict[str, Any]:
+def read_safetensors(*paths: str | os.PathLike[str]) -> Any:
     """Reads the weights of safetensors files, such as those of the Hugging Face Hub.
 
     The optional package ``safetensors`` is needed (``pip install jaxprune[llm]``). For
@@ -88,7 +91,9 @@ def read_safetensors(*paths: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
       ImportError: if ``safetensors`` is not installed.
       FileNotFoundError: if a file is missing.
-      ValueError: if a file is not a safetensors file, or two tensors share a name.
+      ValueError: if a file is not a safetensors file, two tensors share a name, one's
+        name continues another's (``a`` and ``a.b``), or JAX would narrow a tensor
+        because ``jax_enable_x64`` is not set.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp, tempfile
@@ -107,6 +112,8 @@ def read_safetensors(*paths: str | os.PathLike[str]) -> dict[str, Any]:
             raise FileNotFoundError(f"There is no file {path}.")
         try:
             with safe_open(path, "flax") as file:
+                for name in file.keys():
+                    _check_width(name, file.get_slice(name).get_dtype())
                 found = {name: file.get_tensor(name) for name in file.keys()}
         except SafetensorError as error:
             raise ValueError(
@@ -118,22 +125,35 @@ def read_safetensors(*paths: str | os.PathLike[str]) -> dict[str, Any]:
     return nested(tensors)
 
 
-def nested(tensors: dict[str, jax.Array]) -> dict[str, Any]:
+def _check_width(name: str, dtype: str) -> None:
+    """Raises if JAX would narrow a tensor, by the dtype's name in the file."""
+    wide = {"F64": np.float64, "I64": np.int64, "U64": np.uint64}
+    if dtype in wide:
+        from_host(name, np.empty(0, wide[dtype]))
+
+
+def nested(tensors: dict[str, jax.Array]) -> Any:
     """Arrays by dotted names, as nested dicts, with lists for numbered keys."""
     tree: dict[str, Any] = {}
     for name, array in tensors.items():
         *keys, last = name.split(".")
+        for outer in itertools.accumulate(keys, lambda a, b: f"{a}.{b}"):
+            if outer in tensors:
+                raise ValueError(
+                    f"There are tensors {outer} and {name}; in a tree, {outer} cannot "
+                    "be both an array and a dict."
+                )
         node = tree
         for key in keys:
             node = node.setdefault(key, {})
         node[last] = array
-    return {key: _with_lists(node) for key, node in tree.items()}
+    return _with_lists(tree)
 
 
 def _with_lists(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
-    if node.keys() == {str(i) for i in range(len(node))}:
+    if node and node.keys() == {str(i) for i in range(len(node))}:
         return [_with_lists(node[str(i)]) for i in range(len(node))]
     return {key: _with_lists(child) for key, child in node.items()}
 

@@ -89,21 +89,23 @@ def prune_blocks(
     pruned = jax.tree.map(jnp.copy, blocks) if stacked else []
     masks = jax.tree.map(lambda x: jnp.ones_like(x, bool), blocks) if stacked else []
     for i in range(count):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            new, mask = method(
-                block_fn,
-                block_at(blocks, i),
-                hidden,
-                sparsity=sparsities[i],
-                n_m=n_m,
-                prior=None if prior is None else block_at(prior, i),
-                prunable=prunable,
-            )
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                new, mask = method(
+                    block_fn,
+                    block_at(blocks, i),
+                    hidden,
+                    sparsity=sparsities[i],
+                    n_m=n_m,
+                    prior=None if prior is None else block_at(prior, i),
+                    prunable=prunable,
+                )
+        except Exception as error:
+            error.add_note(f"This was block {i}.")
+            raise
         for given in caught:
             warnings.warn(f"Block {i}: {given.message}", given.category, stacklevel=2)
-        for j, batch in enumerate(hidden if i + 1 < count else []):
-            hidden[j] = forward(block_fn, new, batch)
         if stacked:
             pruned, masks = _put((pruned, masks), (new, mask), i)
         else:
@@ -111,6 +113,8 @@ def prune_blocks(
             masks.append(mask)
         if on_block is not None:
             on_block(i, new, mask)
+        for j, batch in enumerate(hidden if i + 1 < count else []):
+            hidden[j] = forward(block_fn, new, batch)
     return pruned, masks
 
 

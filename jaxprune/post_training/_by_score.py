@@ -1,5 +1,6 @@
 """A post-training method from a score of weights and the norms of their inputs."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -52,24 +53,7 @@ def by_score(score: Callable[..., Any]) -> Method:
              [ 0.,  0.]], dtype=float32)
     """
     _checks.check_callable(score, "score", "score(params), or a builder as jp.wanda")
-    sees_inputs = next(iter(inspect.signature(score).parameters), None) == "fn"
-
-    def solve(matrix: Matrix, norms: jax.Array, keep: Any, n_m: Any) -> Any:
-        weights = matrix.weights
-        if sees_inputs:
-            scores = score(_linear)(weights, norms[None])
-            scores = jnp.where(jnp.any(norms > 0), scores, jnp.abs(weights))
-        else:
-            scores = score(weights)
-        scores = jnp.where(matrix.allowed, scores, -jnp.inf)
-        if n_m is not None:
-            return weights, best_of_groups(scores, *n_m, 1) & matrix.allowed
-        kept = jax.tree.map(lambda word: word[0], keep)
-        mask = jax.vmap(lambda row: best_of_all([row], kept)[0])(scores)
-        return weights, mask & matrix.allowed
-
-    measure = squares if sees_inputs else _nothing
-    rule = Rule(measure, jnp.sqrt, solve, _of_a_row)
+    rule = _rule(score)
 
     def method(
         fn: Callable[..., Any],
@@ -93,6 +77,29 @@ def by_score(score: Callable[..., Any]) -> Method:
         )
 
     return method
+
+
+@functools.lru_cache
+def _rule(score: Callable[..., Any]) -> Rule:
+    """Cached, so that all methods of a score share its compiled programs."""
+    sees_inputs = next(iter(inspect.signature(score).parameters), None) == "fn"
+
+    def solve(matrix: Matrix, norms: jax.Array, keep: Any, n_m: Any) -> Any:
+        weights = matrix.weights
+        if sees_inputs:
+            scores = score(_linear)(weights, norms[None])
+            scores = jnp.where(jnp.any(norms > 0), scores, jnp.abs(weights))
+        else:
+            scores = score(weights)
+        scores = jnp.where(matrix.allowed, scores, -jnp.inf)
+        if n_m is not None:
+            return weights, best_of_groups(scores, *n_m, 1) & matrix.allowed
+        kept = jax.tree.map(lambda word: word[0], keep)
+        mask = jax.vmap(lambda row: best_of_all([row], kept)[0])(scores)
+        return weights, mask & matrix.allowed
+
+    measure = squares if sees_inputs else _nothing
+    return Rule(measure, jnp.sqrt, solve, _of_a_row)
 
 
 def _linear(weights: jax.Array, x: jax.Array) -> jax.Array:

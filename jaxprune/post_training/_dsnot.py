@@ -1,5 +1,6 @@
 """DSnoT: swaps pruned and kept weights to bring the mean output closer to the dense."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -66,12 +67,7 @@ def dsnot(method: Method, *, cycles: int = 50, threshold: Real = 0.1) -> Method:
     if not threshold >= 0:
         raise ValueError(f"threshold must be at least 0; got {threshold}.")
 
-    def solve(matrix: Matrix, found: jax.Array, keep: Any, n_m: Any) -> Any:
-        del keep
-        group = None if n_m is None else n_m[1]
-        return matrix.weights, _refined(matrix, found, group, cycles, threshold)
-
-    rule = Rule(_moments, lambda moments: moments, solve, lambda *_: [0])
+    rule = _rule(cycles, float(threshold))
 
     def refined(
         fn: Callable[..., Any],
@@ -91,6 +87,16 @@ def dsnot(method: Method, *, cycles: int = 50, threshold: Real = 0.1) -> Method:
         return prune_layers(rule, fn, params, batches, start=mask, **options)
 
     return refined
+
+
+@functools.lru_cache
+def _rule(cycles: int, threshold: float) -> Rule:
+    def solve(matrix: Matrix, found: jax.Array, keep: Any, n_m: Any) -> Any:
+        del keep
+        group = None if n_m is None else n_m[1]
+        return matrix.weights, _refined(matrix, found, group, cycles, threshold)
+
+    return Rule(_moments, lambda moments: moments, solve, lambda *_: [0])
 
 
 def _moments(x: jax.Array, batch: int, inputs: int) -> jax.Array:

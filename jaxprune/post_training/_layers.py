@@ -85,6 +85,7 @@ def prune_layers(
     if prior is not None:
         _checks.check_mask(prior, params, "prior")
         params = apply_mask(params, prior)
+    _checks.check_no_nans(params, "params")
     sparsities, n_m = check_amount(params, sparsity, n_m)
     layers, totals = layer_statistics(
         fn, params, batches, rule.measure, prunable, n_m=n_m, warn=start is None
@@ -244,10 +245,13 @@ def _pruned(
         matrix, found = args
         return solve(matrix, found, keep, n_m)
 
-    weights = matrices(leaf).astype(jnp.float32)
-    matrix = Matrix(weights, weights != 0, matrices(replicate(start)[0]))
+    old = matrices(leaf)
+    weights = old.astype(jnp.float32)
+    matrix = Matrix(weights, old != 0, matrices(replicate(start)[0]))
     new, mask = _by_row(one, (matrix, prepared))
-    new = restored(jnp.where(mask, new, 0)).astype(leaf.dtype)
+    # Weights that the method keeps unchanged are not rounded to float32.
+    new = jnp.where(new == weights, old, new.astype(leaf.dtype))
+    new = restored(jnp.where(mask, new, 0))
     return laid(new), laid(new != 0)
 
 
@@ -303,11 +307,11 @@ def _check_groups(
         return
     for i, layout, _ in layers.each():
         shape = leaves[i].shape
-        axis = max(layout.inputs, default=0)  # None are listed where one is all.
-        if shape[axis] % n_m[1]:
+        _, inputs = _sizes(shape, layout)
+        if inputs % n_m[1]:
             raise ValueError(
-                f"The leaf {paths[i]} of shape {shape} has {shape[axis]} inputs along "
-                f"axis {axis}, not a multiple of m={n_m[1]}. Leave it out with "
+                f"The leaf {paths[i]} of shape {shape} has {inputs} inputs, not a "
+                f"multiple of m={n_m[1]}. Leave it out with "
                 "prunable=jp.by_path(pattern)."
             )
 

@@ -20,9 +20,7 @@ class Factor(NamedTuple):
     dead: jax.Array
 
 
-def damped_products(
-    damping: float, products: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def damped_products(damping: float, products: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Adds a fraction of the mean of the live inputs to the diagonal.
 
     Inputs that are always 0 get this mean first, so the result scales with the inputs.
