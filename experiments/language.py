@@ -1,9 +1,9 @@
 """Program 4: a pretrained language model, pruned after training.
 
-Single weights are removed by several methods, in several patterns; or whole hidden
-units, heads and blocks, and what is left is measured before and after recovery. Every
-row is a file of its own, written whole when it ends; a row whose file is there is not
-run again.
+Some rows remove single weights, by several methods and in several patterns. Others
+remove whole hidden units, heads or blocks, and measure the smaller model before and
+after recovery. Each row is written to its own file when it ends, and a row whose file
+exists is not run again.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ def shortened(config: Language) -> Language:
 
 
 class Row(NamedTuple):
-    """A row of the results: what is removed, how much, and in which pattern."""
+    """A row of the results: a method, and the sparsity or pattern that it prunes to."""
 
     method: str
     sparsity: float | None = None
@@ -183,7 +183,7 @@ class ModelMissingError(Exception):
 
 
 def run_row(shared: Shared, row: Row, say: Callable[[str], None]) -> dict[str, Any]:
-    """Prunes the dense model and measures what is left; recovers smaller models."""
+    """Prunes the dense model and measures the result; recovers smaller models."""
     config, dense = shared.config, shared.dense
     if row.method == "dense":
         return measure(shared, dense.params) | generate(shared, dense.params)

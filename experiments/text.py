@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_CONTROL = 3  # llama.cpp's number for tokens that stand for no text.
+_CONTROL = 3  # llama.cpp's type of control tokens, which have no text.
 
-# How text is cut into words: by the name in the file, a pattern that comes before
-# GPT-2's, or, of Llama 3, that stands for it.
+# The patterns that cut text into words, by the tokenizer's name in the file. They are
+# applied before GPT-2's pattern; Llama 3's replaces it.
 _CUTS = {
     "gpt-2": r"(?!)",
     "smollm": r"\p{N}",

@@ -23,7 +23,7 @@ ALLOCATED = ("wanda", "sparse_gpt")
 
 
 class Dense(NamedTuple):
-    """What is pruned.
+    """The dense model, and the text that calibrates its pruning.
 
     Attributes:
       params: the dense model's parameters, as in `experiments.models._llama`.
@@ -117,7 +117,7 @@ def without_blocks(dense: Dense, fraction: float) -> Any:
 
 
 class Removal(NamedTuple):
-    """What is removed whole.
+    """A way to remove whole parts of a model.
 
     Attributes:
       remove: ``remove(dense, fraction) -> params``.

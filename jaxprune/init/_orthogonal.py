@@ -38,7 +38,7 @@ def exact_orthogonal_init(
     or circular padding and :math:`I \le O` the layer preserves norms. At density d the
     central tap gets at most :math:`\sqrt{d}\,I O` weights, as in the authors' code.
 
-    The mask keeps exactly as many weights of each leaf as `layerwise_mask` would. The
+    In each leaf, the mask keeps the same number of weights as `layerwise_mask`. The
     weights that the rotations did not fill are chosen at random; they start at 0 and
     are trained. The authors do this for taps only, and overshoot the count of matrices
     by part of a rotation. They do not permute the identity; we do, so that no rows of

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _MASK, _VALUES, _INDICES = "::mask", "::values", "::indices"
-_WORTHWHILE = 256  # Bytes. The header grows by about as many for every tensor.
+_WORTHWHILE = 256  # Bytes saved; a tensor's entry in the header takes about as much.
 
 
 def check_paths(names: list[str], tree: str) -> None:

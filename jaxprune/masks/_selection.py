@@ -59,7 +59,7 @@ def best_of_each(
     keep: Wide,
     eligible: Sequence[jax.Array] | None = None,
 ) -> list[jax.Array]:
-    """Marks the largest entries of each leaf, exactly as many as its count.
+    """Marks the largest entries of each leaf, the number that each leaf's count says.
 
     Args:
       leaves: as in `best_of_all`.

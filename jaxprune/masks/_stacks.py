@@ -17,8 +17,8 @@ def stacked(pattern: str) -> Prunable:
     """Selects the matrices of a model whose layers are stacked for a scan.
 
     In a stack every leaf has a leading axis for the layer, so a normalization's scales
-    are of rank two. Of the leaves that match, those of rank three or more are selected;
-    of the others, as in `matrices`, those of rank two or more.
+    are of rank two. Leaves that match the pattern are selected if they have rank three
+    or more; all other leaves, as in `matrices`, if they have rank two or more.
 
     Args:
       pattern: a regular expression, searched for anywhere in the path of a leaf, as in

@@ -2,13 +2,13 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxprune._types import Mask, Params, Prunable
+from jaxprune._types import Mask, Params
 from jaxprune.core import _checks
 from jaxprune.masks._n_m import best_of_groups
 from jaxprune.masks._selection import best_of_all
@@ -53,30 +53,7 @@ def by_score(score: Callable[..., Any]) -> Method:
              [ 0.,  0.]], dtype=float32)
     """
     _checks.check_callable(score, "score", "score(params), or a builder as jp.wanda")
-    rule = _rule(score)
-
-    def method(
-        fn: Callable[..., Any],
-        params: Params,
-        batches: Iterable[Any],
-        *,
-        sparsity: Any = None,
-        n_m: tuple[int, int] | None = None,
-        prior: Mask | None = None,
-        prunable: Prunable | None = None,
-    ) -> tuple[Params, Mask]:
-        return prune_layers(
-            rule,
-            fn,
-            params,
-            batches,
-            sparsity=sparsity,
-            n_m=n_m,
-            prior=prior,
-            prunable=prunable,
-        )
-
-    return method
+    return functools.partial(prune_layers, _rule(score))
 
 
 @functools.lru_cache

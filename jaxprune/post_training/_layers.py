@@ -71,10 +71,10 @@ def prune_layers(
     params: Params,
     batches: Iterable[Any],
     *,
-    sparsity: Any,
-    n_m: tuple[int, int] | None,
-    prior: Mask | None,
-    prunable: Prunable | None,
+    sparsity: Any = None,
+    n_m: tuple[int, int] | None = None,
+    prior: Mask | None = None,
+    prunable: Prunable | None = None,
     start: Mask | None = None,
 ) -> tuple[Params, Mask]:
     """Prunes every prunable leaf with a rule, from one pass over the batches.
@@ -232,7 +232,7 @@ def _pruned(
     free = [i for i in range(leaf.ndim) if i not in (*layout.inputs, *layout.batch)]
     order = [*layout.batch, *free, *layout.inputs]
     back = [order.index(i) for i in range(leaf.ndim)]
-    leaf, laid = replicate(leaf)
+    leaf, restore_sharding = replicate(leaf)
 
     def matrices(array: jax.Array) -> jax.Array:
         return jnp.transpose(array, order).reshape(-1, outputs, inputs)
@@ -252,7 +252,7 @@ def _pruned(
     # Weights that the method keeps unchanged are not rounded to float32.
     new = jnp.where(new == weights, old, new.astype(leaf.dtype))
     new = restored(jnp.where(mask, new, 0))
-    return laid(new), laid(new != 0)
+    return restore_sharding(new), restore_sharding(new != 0)
 
 
 def _by_row(fn: Callable[[Any], Any], rows: Any) -> Any:
