@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.report._figures import STYLES, figure, png
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from experiments.report._figures import STYLES, figure, png, words
 from experiments.report._tables import Found, Row, Table
 
 
@@ -95,6 +97,9 @@ def _perplexities(found: Found) -> bytes:
         labels.append(f"{_label(row)} {row['words']}".strip())
     axes.axvline(1.0, color="0.35", lw=1.2, ls="--")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(range(len(rows)), labels)
     axes.invert_yaxis()
     axes.set_xlabel("perplexity over the dense model's (log scale; hollow: recovered)")
@@ -112,7 +117,8 @@ def _group(row: Row) -> str:
 
 
 def _label(row: Row) -> str:
-    return row["method"].replace("_", " ")
+    labels = {"wanda_dsnot": "Wanda, DSnoT", "ria": "RIA", "admm": "ADMM"}
+    return labels.get(row["method"], words(row["method"]))
 
 
 def _perplexity(value: float, dense: Row) -> str:
